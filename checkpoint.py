@@ -1,0 +1,220 @@
+"""What a run looks like on disk: out/<text>-<preset>/ with two checkpoints and a log.
+
+best.safetensors has the weights with the lowest validation loss, for writing and sharing.
+last.safetensors has the newest weights and the optimizer, for going on.
+log.jsonl has a line for each evaluation.
+
+A checkpoint is a safetensors file: it holds numbers and one JSON text, and nothing in it can run.
+"""
+
+import difflib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from config import build
+from data import Vocabulary
+from model import GPT, GPTConfig
+
+OUT = Path("out")
+BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+
+FORMAT = 1
+# Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
+METADATA = "chargpt"
+OPTIMIZER = "optimizer."
+# What reading a record with missing or wrong parts raises.
+MALFORMED = (KeyError, TypeError, AttributeError, RuntimeError)
+
+
+@dataclass
+class Progress:
+    """How far a run has come: the state of the training loop besides weights and optimizer."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    # The training losses since the last evaluation.
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+@dataclass
+class Checkpoint:
+    """A model, and everything that is needed to use it, to go on with it, or to make it again."""
+
+    model: GPT
+    vocabulary: Vocabulary
+    # The text's paths, length and fingerprint.
+    text: dict[str, Any]
+    # The settings besides the model's, by section.
+    settings: dict[str, dict[str, Any]]
+    progress: Progress = field(default_factory=Progress)
+    # What the optimizer remembers, "<parameter>.<what>"; empty in best.safetensors.
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that at every moment the file is whole: the old one or the new one."""
+    record = {
+        "format": FORMAT,
+        "model": asdict(checkpoint.model.config),
+        "vocabulary": checkpoint.vocabulary.characters,
+        "text": checkpoint.text,
+        "settings": checkpoint.settings,
+        "progress": asdict(checkpoint.progress),
+    }
+    tensors = checkpoint.model.state_dict() | {
+        OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()
+    }
+    contents = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, safetensors.torch.save(contents, {METADATA: json.dumps(record)}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises ValueError with one sentence if it is damaged or not one."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        record, tensors = _read(path)
+        (config,) = build({"model": GPTConfig}, {"model": record["model"]})
+        vocabulary = Vocabulary(record["vocabulary"])
+        # On the meta device a model has shapes but no memory: the file brings the numbers.
+        with torch.device("meta"):
+            model = GPT(config, len(vocabulary))
+        weights = {name: t for name, t in tensors.items() if not name.startswith(OPTIMIZER)}
+        model.load_state_dict(weights, assign=True)
+        return Checkpoint(
+            model=model,
+            vocabulary=vocabulary,
+            text=record["text"],
+            settings=record["settings"],
+            progress=Progress(**record["progress"]),
+            optimizer={
+                name.removeprefix(OPTIMIZER): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(OPTIMIZER)
+            },
+        )
+    except (SafetensorError, json.JSONDecodeError, *MALFORMED):
+        raise ValueError(f"{path} cannot be used: it is damaged or no checkpoint") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
+
+
+def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
+    """Return the best model of a run folder, or that of a checkpoint file, and its vocabulary."""
+    path = Path(path)
+    checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
+    return checkpoint.model, checkpoint.vocabulary
+
+
+def newest_run() -> Path:
+    """Return the run below out/ that was last saved to."""
+    runs = [file.parent for file in OUT.glob(f"*/{BEST}")]
+    if not runs:
+        raise FileNotFoundError(f"there is no run below {OUT} yet; train one: python train.py")
+    return max(runs, key=lambda run: (run / BEST).stat().st_mtime)
+
+
+def find_run(path: str) -> Path:
+    """Return the path of a run that exists, or say which one was probably meant."""
+    run = Path(path)
+    if not run.exists():
+        known = [str(file.parent) for file in OUT.glob(f"*/{LAST}")]
+        nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise FileNotFoundError(f"there is no run {path}{hint}")
+    return run
+
+
+def append_to_log(run: Path, line: dict[str, Any]) -> None:
+    """Add the line of one evaluation to the log."""
+    with (run / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def cut_log(run: Path, step: int) -> float:
+    """Drop the lines from a step on, which a run resumed there writes again.
+
+    Returns the seconds of training that the log tells of up to that step.
+    """
+    if not (run / LOG).exists():
+        return 0.0
+    lines = (run / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+    entries = [json.loads(line) for line in lines]
+    kept = [line for line, entry in zip(lines, entries, strict=True) if entry["step"] < step]
+    _replace(run / LOG, "".join(kept).encode())
+    return max((entry["seconds"] for entry in entries if entry["step"] <= step), default=0.0)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer remembers of each parameter, as "<parameter>.<what>"."""
+    return {
+        f"{name}.{what}": tensor
+        for name, parameter in model.named_parameters()
+        for what, tensor in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Give a new optimizer the memory that `optimizer_tensors` returned of an old one."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    memory: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, what = key.rpartition(".")
+        memory.setdefault(name, {})[what] = tensor
+    state = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state["state"] = {
+        i: memory[names[parameter]]
+        for i, parameter in enumerate(parameters)
+        if names[parameter] in memory
+    }
+    optimizer.load_state_dict(state)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the record and the tensors of a checkpoint file."""
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(METADATA)
+        if written is None:
+            raise ValueError("chargpt did not write it")
+        record = json.loads(written)
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']}; this version reads {FORMAT}")
+        # Copies, so that nothing looks into the file any more when it is replaced.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise ValueError("its numbers are not all float32")
+    return record, tensors
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file durably and at once: a crash leaves the old one or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        # The new name lives in the folder, which has to reach the disk as well.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,51 @@
+"""Which device and which precision a script uses, and why."""
+
+from typing import Literal
+
+import torch
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+# Narrower than this, converting numbers to bfloat16 takes longer than multiplying them saves:
+# on a 2-core CPU a step of `tiny` (32 wide) takes 5.6 ms against 4.0 ms, one of `mini` (64 wide)
+# 15 ms against 25 ms.
+NARROWEST_BFLOAT16 = 64
+
+
+def choose_device(wanted: Device) -> tuple[torch.device, str]:
+    """Return the device that a script runs on, and the reason in a few words."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        best = next(name for name, usable in available.items() if usable)
+        why = "the best there is here" if best != "cpu" else "no GPU that torch can use"
+        return torch.device(best), why
+    if not available[wanted]:
+        usable = " or ".join(name for name, is_usable in available.items() if is_usable)
+        raise ValueError(f"torch finds no {wanted} device here; it can use {usable}")
+    return torch.device(wanted), "as asked"
+
+
+def choose_precision(
+    wanted: Precision, device: torch.device, n_embd: int
+) -> tuple[torch.dtype, str]:
+    """Return the type of the numbers that are multiplied in training, and the reason."""
+    if wanted != "auto":
+        return getattr(torch, wanted), "as asked"
+    if device.type == "mps":
+        return torch.float32, "bfloat16 is not reliable on Apple GPUs"
+    if not _multiplies_bfloat16(device):
+        return torch.float32, "no fast bfloat16 here"
+    if device.type == "cpu" and n_embd < NARROWEST_BFLOAT16:
+        return torch.float32, f"faster than bfloat16 for a model {n_embd} wide"
+    return torch.bfloat16, f"this {'GPU' if device.type == 'cuda' else 'processor'} is fast at it"
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

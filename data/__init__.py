@@ -1,0 +1,17 @@
+"""From text files to batches: files -> characters -> ids -> windows of ids."""
+
+from data.batches import draw_batch, fit_block_size, read_in_order, split, step_seed
+from data.files import Text, read_file, read_text
+from data.vocabulary import Vocabulary
+
+__all__ = [
+    "Text",
+    "Vocabulary",
+    "draw_batch",
+    "fit_block_size",
+    "read_file",
+    "read_in_order",
+    "read_text",
+    "split",
+    "step_seed",
+]

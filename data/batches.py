@@ -1,0 +1,74 @@
+"""From ids to batches: the split, random windows to train on, ordered windows to evaluate."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Nine tenths to train on leave 18 characters, and the last tenth has one to predict from another.
+MIN_CHARACTERS = 20
+
+
+def fit_block_size(n_characters: int, block_size: int) -> int:
+    """Return the context that a text is long enough for: at most half of its training part."""
+    if n_characters < MIN_CHARACTERS:
+        raise ValueError(
+            f"the text is too short: need at least {MIN_CHARACTERS} characters, "
+            f"you have {n_characters}"
+        )
+    return min(block_size, n_characters * 9 // 10 // 2)
+
+
+def split(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first nine tenths for training and the last tenth for validation."""
+    n_training = len(ids) * 9 // 10
+    return ids[:n_training], ids[n_training:]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of everything random in one step, 64 bits.
+
+    torch's CPU generator looks at the lowest 32 bits only, so the two are hashed, not added.
+    """
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+
+
+def draw_batch(
+    ids: Tensor, batch_size: int, block_size: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Draw `batch_size` windows of text: inputs and targets, each (B, T).
+
+    The batch depends on (seed, step) and on nothing else, so a resumed run sees exactly the
+    batches that it would have seen without the interruption.
+    """
+    if len(ids) <= block_size:
+        raise ValueError(f"the text has {len(ids)} characters; block_size {block_size} needs more")
+    generator = torch.Generator().manual_seed(step_seed(seed, step))
+    starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)
+    windows = ids[starts + torch.arange(block_size + 1)]  # (B, T + 1)
+    # The target of each character is the character after it.
+    return windows[:, :-1], windows[:, 1:]
+
+
+def read_in_order(
+    ids: Tensor, block_size: int, batch_size: int, max_characters: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read a text in windows side by side: inputs and targets, (B, T) each.
+
+    Every character but the first is a target exactly once; what is left over after the last
+    whole window comes as a shorter one. A text with more than `max_characters` is read in as
+    many evenly spaced windows as fit into them.
+    """
+    n_targets = len(ids) - 1
+    n_windows = n_targets // block_size
+    wanted = torch.arange(n_windows)
+    if max_characters is not None and n_targets > max_characters:
+        n_read = max(1, max_characters // block_size)
+        wanted = torch.arange(n_read) * n_windows // n_read
+    for starts in (wanted * block_size).split(batch_size):
+        windows = ids[starts[:, None] + torch.arange(block_size + 1)]  # (B, T + 1)
+        yield windows[:, :-1], windows[:, 1:]
+    rest = ids[n_windows * block_size :]
+    if len(wanted) == n_windows and len(rest) > 1:
+        yield rest[None, :-1], rest[None, 1:]

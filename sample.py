@@ -1,0 +1,137 @@
+"""Write with a trained model: python sample.py out/book-small --prompt Once"""
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from checkpoint import find_run, load_model, newest_run
+from config import Device, SettingsParser, bad_input_exits, build, choose_device, use_utf8
+from data import Vocabulary, read_file
+from model import SamplingConfig
+
+
+@dataclass(frozen=True)
+class WritingConfig:
+    """What to write, how much, and where."""
+
+    prompt: Annotated[str | None, r"text to continue; \n in it is a line break"] = None
+    prompt_file: Annotated[str | None, "file with the text to continue"] = None
+    length: Annotated[int, "characters to write"] = 500
+    num_samples: Annotated[int, "texts to write"] = 1
+    stop: Annotated[str | None, "end a text as soon as it contains this"] = None
+    seed: Annotated[int | None, "the same seed writes the same text; none: a new one"] = None
+    unknown: Annotated[
+        Literal["refuse", "skip"], "what to do with characters that the model never saw"
+    ] = "refuse"
+    device: Annotated[Device, "where to run the model"] = "auto"
+
+    def __post_init__(self):
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("--prompt and --prompt_file both give a prompt; give one of them")
+        for name in ("length", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.stop == "":
+            raise ValueError("stop is empty; it must be at least one character")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+
+
+SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write as the command line says, and return the exit code."""
+    use_utf8()
+    with bad_input_exits("sample.py"):
+        parser = SettingsParser("sample.py", "RUN", "Write with a trained model.", SECTIONS)
+        parser.add_argument(
+            "run",
+            nargs="?",
+            metavar="RUN",
+            help="run folder or checkpoint file (default: the newest below out/)",
+        )
+        arguments, flags = parser.parse(argv)
+        sampling, writing = build(SECTIONS, flags)
+        device, reason = choose_device(writing.device)
+        run = find_run(arguments.run) if arguments.run else newest_run()
+        model, vocabulary = load_model(run)
+        prompt = read_prompt(writing, vocabulary)
+        stop = read_stop(writing, vocabulary)
+    model.to(device)
+    seed = secrets.randbelow(2**31) if writing.seed is None else writing.seed
+    print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
+    try:
+        for i in range(writing.num_samples):
+            print("\n---\n" * (i > 0) + prompt, end="", flush=True)
+            # The seeds follow one another, so any of the texts can be had again by itself.
+            generator = torch.Generator(device).manual_seed(seed + i)
+            ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device)
+            with contextlib.closing(model.generate(ids, sampling, generator)) as stream:
+                characters = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
+                for character in until(stop, itertools.islice(characters, writing.length)):
+                    print(character, end="", flush=True)
+        print()
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wants; nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
+    """Return the text to continue, which may be empty."""
+    if writing.prompt_file is not None:
+        prompt = read_file(writing.prompt_file)
+    else:
+        prompt = unescape(writing.prompt or "")
+    if writing.unknown == "skip":
+        return vocabulary.known(prompt)
+    try:
+        vocabulary.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"{error}; --unknown skip leaves such characters out") from None
+    return prompt
+
+
+def read_stop(writing: WritingConfig, vocabulary: Vocabulary) -> str | None:
+    """Return the string that ends a text, if there is one."""
+    if writing.stop is None:
+        return None
+    stop = unescape(writing.stop)
+    try:
+        vocabulary.encode(stop)
+    except ValueError as error:
+        raise ValueError(f"--stop {writing.stop!r} will never be written: {error}") from None
+    return stop
+
+
+def unescape(text: str) -> str:
+    r"""Turn \n, \t and \\, as typed in a shell, into a line break, a tab and a backslash."""
+    meanings = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+    return re.sub(r"\\[nt\\]", lambda match: meanings[match[0]], text)
+
+
+def until(stop: str | None, characters: Iterable[str]) -> Iterator[str]:
+    """Yield characters up to and including the first place where they spell `stop`."""
+    tail = ""
+    for character in characters:
+        yield character
+        if stop is not None:
+            tail = (tail + character)[-len(stop) :]
+            if tail == stop:
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

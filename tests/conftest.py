@@ -1,0 +1,50 @@
+"""What several test files share: a folder to work in, a text, and a small trained run."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import train
+
+SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    """Nothing that a test writes lands in the project."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def story() -> str:
+    """A text of about 6,000 characters, some of them not ASCII, with rules that can be learned."""
+    draw = random.Random(1)
+    names, verbs = ["Ada", "Zoë", "Bo", "李雷"], ["sees", "hears", "helps"]
+    lines = (f"{draw.choice(names)} {draw.choice(verbs)} {draw.choice(names)}." for _ in range(450))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def book(story) -> str:
+    """The path of that text."""
+    Path("book.txt").write_text(story, encoding="utf-8")
+    return "book.txt"
+
+
+@pytest.fixture(scope="session")
+def _trained_once(story, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("book.txt").write_text(story, encoding="utf-8")
+        assert train.main(["book.txt", *SMALL, "--max_steps", "20", "--out", "out/trained"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(book, _trained_once) -> str:
+    """The folder of a run of 20 steps on that text."""
+    shutil.copytree(_trained_once / "out", "out")
+    return "out/trained"

@@ -1,0 +1,122 @@
+"""Each wrong input gets one sentence and exit code 2, and leaves nothing behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import sample
+import train
+
+TRAIN = [
+    ("missing.txt", "there is no file missing.txt"),
+    ("empty.txt", "empty.txt is empty"),
+    ("empty", "there is no text file in the folder empty"),
+    ("pictures", "there is no text file in the folder pictures"),
+    ("latin.txt", "latin.txt is not UTF-8: byte 0xeb at position 2"),
+    ("short.txt", "need at least 20 characters, you have 5"),
+    ("book.txt --preset smal", "no preset 'smal'; did you mean small?"),
+    ("book.txt --preset mine.toml", "there is no preset file mine.toml"),
+    ("book.txt --preset wrong.toml", "[model] has no key 'n_layers'; did you mean n_layer?"),
+    ("book.txt --preset broken.toml", "broken.toml is not a TOML file"),
+    ("book.txt --n_layers 4", "there is no --n_layers; did you mean --n_layer?"),
+    ("book.txt --n_layer four", "n_layer is 'four'; it must be a whole number"),
+    ("book.txt --n_layer 1.5", "n_layer is '1.5'; it must be a whole number"),
+    ("book.txt --n_layer -1", "n_layer is -1; it must be at least 1"),
+    ("book.txt --n_layer", "expected one argument"),
+    ("book.txt --n_embd 30 --n_head 4", "n_embd 30 is not divisible by n_head 4"),
+    ("book.txt --learning_rate nan", "learning_rate is nan; it must be a finite number"),
+    ("book.txt --learning_rate 0", "learning_rate is 0.0; it must be more than 0"),
+    ("book.txt --dropout 1", "dropout is 1.0; it must be at least 0 and less than 1"),
+    ("book.txt --device gpu", "device is 'gpu'"),
+    ("book.txt --dtype float16", "dtype is 'float16'; did you mean bfloat16?"),
+    ("book.txt --batch_size 0", "batch_size is 0; it must be at least 1"),
+    ("book.txt --minutes 0", "minutes is 0.0; it must be more than 0"),
+    ("book.txt --minutes 1 --max_steps 9", "give one"),
+    ("book.txt --seed -1", "seed is -1"),
+    ("book.txt --out out/trained", "already holds a run; go on with it by --resume out/trained"),
+    ("book.txt --out book.txt", "book.txt: File exists"),
+    ("--resume out/trianed", "there is no run out/trianed; did you mean out/trained?"),
+    ("--resume out/trained", "out/trained is at step 20 and max_steps is 20"),
+    ("--resume out/trained --max_steps 9", "out/trained is at step 20 and max_steps is 9"),
+    ("--resume out/trained --n_layer 5", "was trained with n_layer 3, which cannot become 5"),
+    ("--resume out/trained --preset base", "leave out --preset and --out"),
+    ("other.txt --resume out/trained --max_steps 30", "not the text that out/trained was trained"),
+    ("--resume out/damaged", "last.safetensors cannot be used: it is damaged"),
+    ("--resume out/best-only", "there is no checkpoint out/best-only/last.safetensors"),
+]
+
+SAMPLE = [
+    ("out/trianed", "there is no run out/trianed; did you mean out/trained?"),
+    ("empty", "there is no checkpoint empty/best.safetensors"),
+    ("book.txt", "book.txt cannot be used: it is damaged or no checkpoint"),
+    ("foreign.safetensors", "chargpt did not write it"),
+    ("out/damaged", "best.safetensors cannot be used: it is damaged"),
+    ("out/trained --prompt Adé", "'é' (character 3; nearest known: 'e'); --unknown skip"),
+    ("out/trained --prompt_file missing", "missing: No such file or directory"),
+    ("out/trained --prompt a --prompt_file b", "give one"),
+    ("out/trained --stop %", "--stop '%' will never be written"),
+    ("out/trained --stop=", "stop is empty"),
+    ("out/trained --temperature -1", "temperature is -1.0; it must be 0 (greedy) or more"),
+    ("out/trained --temperature hot", "temperature is 'hot'; it must be a finite number"),
+    ("out/trained --top_k 0", "top_k is 0; it must be at least 1"),
+    ("out/trained --top_p 0", "top_p is 0.0"),
+    ("out/trained --top_p 1.1", "top_p is 1.1"),
+    ("out/trained --min_p 2", "min_p is 2.0"),
+    ("out/trained --length 0", "length is 0; it must be at least 1"),
+    ("out/trained --num_samples 0", "num_samples is 0; it must be at least 1"),
+    ("out/trained --unknown drop", "unknown is 'drop'; it must be refuse or skip"),
+    ("out/trained --temprature 1", "there is no --temprature; did you mean --temperature?"),
+    ("out/trained out/trained", "there is no use for 'out/trained'"),
+    ("out/trained --seed 1e3", "seed is '1e3'; it must be a whole number"),
+]
+
+
+@pytest.fixture
+def _inputs(trained):
+    """Everything that the commands above name."""
+    Path("empty.txt").touch()
+    Path("empty").mkdir()
+    Path("pictures").mkdir()
+    Path("pictures/a.png").write_bytes(b"\x89PNG\0")
+    Path("latin.txt").write_bytes("Zoë!".encode("latin-1"))
+    Path("short.txt").write_text("short")
+    Path("other.txt").write_text("Another text than the one before.")
+    Path("wrong.toml").write_text("[model]\nn_layers = 4\n")
+    Path("broken.toml").write_text("[model\n")
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, "foreign.safetensors")
+    for run in ("out/damaged", "out/best-only"):
+        Path(run).mkdir()
+    for name in ("best.safetensors", "last.safetensors"):
+        whole = Path(trained, name).read_bytes()
+        Path("out/damaged", name).write_bytes(whole[:-100])
+    shutil.copy(f"{trained}/best.safetensors", "out/best-only")
+
+
+def contents() -> dict:
+    return {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
+
+
+@pytest.mark.usefixtures("_inputs")
+@pytest.mark.parametrize(
+    ("script", "words", "sentence"),
+    [(train, *case) for case in TRAIN] + [(sample, *case) for case in SAMPLE],
+)
+def test_wrong_input_gets_a_sentence(script, words, sentence, capsys):
+    before = contents()
+    with pytest.raises(SystemExit) as exit_:
+        script.main(words.split(" "))
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert sentence in error
+    assert error.startswith(f"{script.__name__}.py: ")
+    assert error.count("\n") == 1
+    assert contents() == before
+
+
+def test_without_a_run_sample_says_how_to_get_one(capsys):
+    with pytest.raises(SystemExit):
+        sample.main([])
+    assert "there is no run below out yet; train one: python train.py" in capsys.readouterr().err

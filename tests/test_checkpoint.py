@@ -1,0 +1,173 @@
+"""What is saved comes back; what is damaged or strange is refused in a sentence."""
+
+import json
+import os
+import pickle
+import resource
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import train
+from checkpoint import (
+    BEST,
+    LAST,
+    LOG,
+    METADATA,
+    Checkpoint,
+    append_to_log,
+    cut_log,
+    find_run,
+    load_checkpoint,
+    load_model,
+    newest_run,
+    save_checkpoint,
+)
+from data import Vocabulary
+from model import GPT, GPTConfig
+
+
+def make_checkpoint() -> Checkpoint:
+    vocabulary = Vocabulary.of('naïve 李雷\n\0"\\')
+    model = GPT(GPTConfig(4, 1, 1, 4), len(vocabulary))
+    return Checkpoint(model, vocabulary, {"paths": ["a b.txt"]}, {"train": {"seed": 1}})
+
+
+def rewrite(path: Path, change) -> None:
+    """Change the record of a checkpoint and write it as it would be otherwise."""
+    with safetensors.safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()[METADATA])
+    tensors = safetensors.torch.load_file(path)
+    change(record, tensors)
+    safetensors.torch.save_file(tensors, path, {METADATA: json.dumps(record)})
+
+
+def test_everything_comes_back():
+    saved = make_checkpoint()
+    saved.progress.best_loss = 1 / 3
+    saved.optimizer = {"head.weight.exp_avg": torch.rand(3)}
+    save_checkpoint(Path("a"), saved)
+    loaded = load_checkpoint(Path("a"))
+    assert loaded.model.config == saved.model.config
+    assert loaded.vocabulary.characters == saved.vocabulary.characters
+    assert (loaded.text, loaded.settings) == (saved.text, saved.settings)
+    assert loaded.progress == saved.progress
+    assert torch.equal(loaded.optimizer["head.weight.exp_avg"], torch.rand(3)) is False
+    torch.testing.assert_close(loaded.optimizer, saved.optimizer, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
+    ids = torch.tensor([[0, 1, 2]])
+    assert torch.equal(loaded.model(ids), saved.model(ids))
+
+
+def test_loaded_model_can_be_trained():
+    save_checkpoint(Path("a"), make_checkpoint())
+    model, _ = load_model("a")
+    model(torch.tensor([[0, 1]])).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+
+
+def test_one_file_is_enough_anywhere(trained):
+    os.rename(f"{trained}/{BEST}", "shared.safetensors")
+    model, vocabulary = load_model("shared.safetensors")
+    assert model.vocab_size == len(vocabulary)
+
+
+def test_equal_checkpoints_are_equal_files():
+    saved = make_checkpoint()
+    save_checkpoint(Path("a"), saved)
+    save_checkpoint(Path("b"), load_checkpoint(Path("a")))
+    assert Path("a").read_bytes() == Path("b").read_bytes()
+
+
+def test_write_that_fails_leaves_the_old_file_and_nothing_else():
+    save_checkpoint(Path("a"), make_checkpoint())
+    before = Path("a").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(Path("a"), make_checkpoint())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Path("a").read_bytes() == before
+    assert os.listdir() == ["a"]
+
+
+class Trap:
+    """A pickle that would leave a file behind if anything in it ran."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("trapped"),)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda data: data[: len(data) // 2], "it is damaged or no checkpoint"),
+        (lambda data: b"", "it is damaged or no checkpoint"),
+        (lambda data: b"just a text", "it is damaged or no checkpoint"),
+        (lambda data: pickle.dumps(Trap()), "it is damaged or no checkpoint"),
+        (
+            lambda data: safetensors.torch.save({"weight": torch.zeros(2)}),
+            "chargpt did not write it",
+        ),
+    ],
+)
+def test_damaged_or_foreign_file_is_refused(damage, sentence):
+    save_checkpoint(Path("a"), make_checkpoint())
+    Path("a").write_bytes(damage(Path("a").read_bytes()))
+    with pytest.raises(ValueError, match=f"a cannot be used: {sentence}"):
+        load_checkpoint(Path("a"))
+    assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda r, t: r.update(format=2), "its format is 2; this version reads 1"),
+        (lambda r, t: r.pop("vocabulary"), "damaged"),
+        (lambda r, t: r.update(vocabulary="aa"), "different characters"),
+        (lambda r, t: r.update(vocabulary=["a"]), "damaged"),
+        (lambda r, t: r["model"].update(n_layer=2), "damaged"),
+        (lambda r, t: r["model"].update(n_layer="2"), "n_layer is '2'; it must be a whole number"),
+        (lambda r, t: r["model"].update(n_embd=8), "damaged"),
+        (lambda r, t: r.update(progress=[]), "damaged"),
+        (lambda r, t: t.pop("head.weight"), "damaged"),
+        (lambda r, t: t.update(other=torch.zeros(1)), "damaged"),
+        (lambda r, t: t.update({"norm.bias": torch.zeros(4).half()}), "not all float32"),
+    ],
+)
+def test_record_that_does_not_fit_is_refused(change, sentence):
+    save_checkpoint(Path("a"), make_checkpoint())
+    rewrite(Path("a"), change)
+    with pytest.raises(ValueError, match=sentence):
+        load_checkpoint(Path("a"))
+
+
+def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
+    with pytest.raises(FileNotFoundError, match="there is no run below out yet"):
+        newest_run()
+    for name in ("one", "two"):
+        Path(f"out/{name}").mkdir(parents=True)
+        for file in (BEST, LAST):
+            save_checkpoint(Path(f"out/{name}/{file}"), make_checkpoint())
+    os.utime(f"out/one/{BEST}", (2e9, 2e9))
+    assert newest_run() == Path("out/one")
+    with pytest.raises(FileNotFoundError, match=r"no run out/tow; did you mean out/two\?"):
+        find_run("out/tow")
+
+
+def test_log_is_cut_where_a_run_resumes():
+    for step in (0, 10, 20):
+        append_to_log(Path(), {"step": step, "seconds": step / 10, "sample": "Zoë\n"})
+    assert cut_log(Path(), 10) == 1.0
+    assert [json.loads(line)["step"] for line in Path(LOG).read_text().splitlines()] == [0]
+
+
+def test_nothing_reads_pickles():
+    for path in Path(train.__file__).parent.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert "pickle" not in source
+        assert "torch.load" not in source

@@ -1,0 +1,153 @@
+"""Files become text, text becomes ids, ids become windows; nothing is lost on the way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import (
+    Vocabulary,
+    draw_batch,
+    fit_block_size,
+    read_file,
+    read_in_order,
+    read_text,
+    split,
+    step_seed,
+)
+
+
+def test_line_ends_and_byte_order_mark_are_normalised():
+    Path("a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert read_file("a.txt") == "one\ntwo\nthree\n"
+
+
+def test_byte_that_is_not_utf8_is_named_with_its_position():
+    Path("a.txt").write_bytes("Zoë".encode("latin-1") + b"!")
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: byte 0xeb at position 2 "):
+        read_file("a.txt")
+
+
+def test_folder_is_read_in_order_without_hidden_and_binary_files():
+    Path("texts/.git").mkdir(parents=True)
+    Path("texts/more").mkdir()
+    Path("texts/b.txt").write_text("second")
+    Path("texts/a.md").write_text("first\n")
+    Path("texts/more/c").write_text("third\n")
+    Path("texts/empty").write_text("")
+    Path("texts/.git/config").write_text("hidden")
+    Path("texts/picture.png").write_bytes(b"\x89PNG\0\0")
+    text = read_text(["texts"])
+    assert text.characters == "first\n\nsecond\n\nthird\n"
+    assert (text.name, text.n_files, text.n_skipped) == ("texts", 4, 1)
+
+
+def test_files_are_read_in_the_order_given_and_one_file_as_it_is():
+    Path("a.txt").write_text("one")
+    Path("b.txt").write_text("two\n")
+    assert read_text(["b.txt", "a.txt"]).characters == "two\n\none\n"
+    assert read_text(["a.txt"]).characters == "one"
+    assert read_text(["a.txt"]).sha256 != read_text(["b.txt"]).sha256
+
+
+def test_without_paths_the_text_is_pythons_own_library():
+    text = read_text([])
+    assert text.name == "python"
+    assert len(text.characters) > 1_000_000
+    assert "\nclass ArgumentParser(" in text.characters
+
+
+def test_vocabulary_encodes_and_decodes_any_character():
+    text = "a\n\tZoë 李雷 😀\U0010ffff\0"
+    vocabulary = Vocabulary.of(text)
+    assert vocabulary.decode(vocabulary.encode(text).tolist()) == text
+    assert vocabulary.characters == "".join(sorted(set(text)))
+    assert vocabulary.encode("").tolist() == []
+
+
+def test_unknown_characters_are_named_with_position_and_nearest():
+    vocabulary = Vocabulary.of("Hello, world 3'\"-")
+    with pytest.raises(ValueError, match="never seen") as raised:
+        vocabulary.encode("Héllo “W4”")
+    message = str(raised.value)
+    assert "'é' (character 2; nearest known: 'e')" in message
+    assert "'“' (character 7; nearest known: '\"')" in message
+    assert "'W' (character 8; nearest known: 'w')" in message
+    assert "'4' (character 9; nearest known: '3')" in message
+    assert vocabulary.known("Héllo “W4”") == "Hllo "
+
+
+def test_many_unknown_characters_are_counted():
+    with pytest.raises(ValueError, match="and 15 more"):
+        Vocabulary.of("a").encode("b" * 25)
+
+
+def test_command_line_bytes_that_are_no_text_are_unknown_characters():
+    with pytest.raises(ValueError, match="never seen"):
+        Vocabulary.of("a").encode("\udcff")
+
+
+@pytest.mark.parametrize("characters", ["", "ba", "aa"])
+def test_vocabulary_that_is_not_one_is_refused(characters):
+    with pytest.raises(ValueError, match="different characters"):
+        Vocabulary(characters)
+
+
+def test_last_tenth_is_for_validation():
+    training, validation = split(torch.arange(1_115_394))
+    assert (len(training), len(validation)) == (1_003_854, 111_540)
+    assert training[-1] + 1 == validation[0]
+
+
+@pytest.mark.parametrize(("n", "wanted", "fitting"), [(1000, 64, 64), (100, 64, 45), (20, 8, 8)])
+def test_context_shrinks_to_fit_a_short_text(n, wanted, fitting):
+    assert fit_block_size(n, wanted) == fitting
+    training, validation = split(torch.arange(n))
+    draw_batch(training, 2, fitting, seed=1, step=0)
+    assert sum(y.numel() for _, y in read_in_order(validation, fitting, 4)) == n // 10 - 1
+
+
+def test_too_short_a_text_is_refused():
+    with pytest.raises(ValueError, match="need at least 20 characters, you have 19"):
+        fit_block_size(19, 8)
+
+
+def test_targets_are_the_next_characters_and_windows_stay_inside():
+    ids = torch.arange(50)
+    inputs, targets = draw_batch(ids, 1000, 8, seed=1, step=0)
+    assert inputs.shape == targets.shape == (1000, 8)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert torch.equal(inputs + 1, targets)
+    assert (inputs.min(), targets.max()) == (0, 49)
+
+
+def test_batch_depends_on_seed_and_step_alone():
+    ids = torch.arange(100_000)
+
+    def batch(seed, step):
+        return draw_batch(ids, 4, 8, seed, step)[0]
+
+    first = batch(1, 2)
+    torch.manual_seed(0)
+    assert torch.equal(first, batch(1, 2))
+    # torch's CPU generator ignores all but the lowest 32 bits of its seed.
+    for other in [(2, 2), (1, 3), (2, 1), (1 + 2**32, 2), (1, 2 + 2**32)]:
+        assert not torch.equal(first, batch(*other))
+    assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_reading_in_order_predicts_every_character_once(length, batch_size):
+    windows = list(read_in_order(torch.arange(length), 8, batch_size))
+    targets = torch.cat([targets.flatten() for _, targets in windows])
+    assert targets.tolist() == list(range(1, length))
+    for inputs, targets in windows:
+        assert torch.equal(inputs + 1, targets)
+        assert len(inputs) <= batch_size
+
+
+def test_very_long_text_is_read_in_evenly_spaced_windows():
+    windows = list(read_in_order(torch.arange(1001), 10, 2, max_characters=250))
+    starts = torch.cat([inputs[:, 0] for inputs, _ in windows])
+    assert starts.tolist() == list(range(0, 1000, 40))

@@ -1,0 +1,79 @@
+"""What sample.py prints: the prompt and what the model writes after it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import sample
+
+
+def written(capsys, *words) -> str:
+    """What a successful call prints, without the last line break."""
+    assert sample.main(list(words)) == 0
+    return capsys.readouterr().out.removesuffix("\n")
+
+
+def test_newest_run_is_used_and_its_seed_is_told(trained, capsys):
+    assert sample.main(["--length", "30"]) == 0
+    first = capsys.readouterr()
+    assert len(first.out) == 31
+    seed = re.fullmatch(rf"{trained} on \w+ \(.*\), --seed (\d+)\n", first.err)[1]
+    assert written(capsys, "--length", "30", "--seed", seed) == first.out.removesuffix("\n")
+
+
+def test_prompt_comes_first_and_length_counts_what_is_new(trained, capsys):
+    text = written(capsys, trained, "--prompt", r"Ada\nBo", "--length", "100", "--seed", "7")
+    assert text.startswith("Ada\nBo")
+    assert len(text) == len("Ada\nBo") + 100
+
+
+def test_prompt_may_be_a_file_longer_than_the_context(trained, capsys, story):
+    Path("prompt.txt").write_text(story[:300], encoding="utf-8")
+    text = written(capsys, trained, "--prompt_file", "prompt.txt", "--length", "40")
+    assert text.startswith(story[:300])
+    assert len(text) == 340
+
+
+def test_seed_decides_the_text(trained, capsys):
+    one, same, other = (written(capsys, "--seed", seed) for seed in ("7", "7", "8"))
+    assert one == same != other
+
+
+def test_each_of_several_texts_can_be_had_by_itself(trained, capsys):
+    words = ("--length", "50", "--prompt", "Bo")
+    together = written(capsys, *words, "--seed", "7", "--num_samples", "3")
+    apart = [written(capsys, *words, "--seed", seed) for seed in ("7", "8", "9")]
+    assert together.split("\n---\n") == apart
+
+
+def test_temperature_zero_is_greedy(trained, capsys):
+    texts = {written(capsys, "--temperature", "0", "--seed", seed) for seed in ("1", "2")}
+    texts.add(written(capsys, "--top_k", "1", "--seed", "3"))
+    assert len(texts) == 1
+
+
+def test_stop_ends_the_text_at_the_string(trained, capsys):
+    free = written(capsys, "--seed", "7", "--length", "400")
+    stop = free[20:22]
+    assert (
+        written(capsys, "--seed", "7", "--stop", stop.replace("\n", r"\n"))
+        == (free[: free.index(stop) + 2])
+    )
+
+
+def test_unknown_characters_can_be_skipped(trained, capsys):
+    text = written(capsys, "--prompt", "Ad%a", "--unknown", "skip", "--length", "1")
+    assert text.startswith("Ada")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [(r"a\nb", "a\nb"), (r"\\n", r"\n"), (r"\t\x", "\t\\x"), ("é\\", "é\\")]
+)
+def test_escapes_in_a_prompt(typed, meant):
+    assert sample.unescape(typed) == meant
+
+
+def test_until_ends_with_the_first_stop_even_across_characters():
+    assert "".join(sample.until("aab", "xaaabaab")) == "xaaab"
+    assert "".join(sample.until(None, "xyz")) == "xyz"

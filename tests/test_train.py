@@ -1,0 +1,199 @@
+"""A run learns, can be stopped and gone on with, and is decided by its settings alone."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import SMALL
+from torch.nn import functional as F
+
+import train
+from checkpoint import BEST, LAST, LOG, load_checkpoint
+from data import Vocabulary, split
+from model import GPT, GPTConfig
+
+
+def log(run: str) -> list[dict]:
+    return [json.loads(line) for line in Path(run, LOG).read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run: str) -> dict:
+    return safetensors.torch.load_file(Path(run, LAST))
+
+
+def test_run_learns_what_the_text_is_like(book, story, capsys):
+    assert train.main([book, *SMALL, "--max_steps", "300", "--eval_interval", "100"]) == 0
+    lines = log("out/book-tiny")
+    assert [line["step"] for line in lines] == [0, 100, 200, 300]
+    assert lines[0]["validation_loss"] == pytest.approx(math.log(len(set(story))), abs=0.3)
+    # Knowing how frequent each character is, but not where it stands, is worth this much.
+    counts = torch.tensor([story.count(c) for c in set(story)], dtype=torch.float64)
+    unigram = -(counts / len(story) * (counts / len(story)).log()).sum().item()
+    assert lines[-1]["validation_loss"] < 0.6 * unigram
+    assert lines[-1]["training_loss"] < 0.6 * unigram
+    printed = capsys.readouterr().out
+    assert f"book, 1 file: {len(story):,} characters, {len(set(story))} different" in printed
+    assert "parameters" in printed
+    assert "device   " in printed
+    assert "python sample.py out/book-tiny\n" in printed
+    assert "python train.py --resume out/book-tiny --max_steps 600\n" in printed
+
+
+def test_best_is_kept_besides_last(book):
+    # This long on this little, the model learns the text by heart and gets worse.
+    words = [book, *SMALL, "--n_embd", "32", "--learning_rate", "0.03", "--decay", "0.01"]
+    assert train.main([*words, "--max_steps", "600", "--eval_interval", "60"]) == 0
+    lines = log("out/book-tiny")
+    best = min(lines, key=lambda line: line["validation_loss"])
+    assert best["step"] < 600
+    saved = load_checkpoint(Path("out/book-tiny", BEST))
+    assert (saved.progress.best_step, saved.progress.best_loss) == (
+        best["step"],
+        best["validation_loss"],
+    )
+    _, validation = split(saved.vocabulary.encode(Path(book).read_text(encoding="utf-8")))
+    assert train.evaluate(saved.model, validation, torch.float32) == best["validation_loss"]
+
+
+def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book):
+    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "400", "--eval_interval", "40"]
+    assert train.main([*words, "--out", "out/whole"]) == 0
+    script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        next(line for line in process.stdout if line.startswith("step 40 of"))
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+    assert process.returncode == 130
+    assert "python train.py --resume out/stopped\n" in printed
+    stopped = load_checkpoint(Path("out/stopped", LAST)).progress
+    assert 40 <= stopped.step < 400
+    assert train.main(["--resume", "out/stopped"]) == 0
+    for name in (BEST, LAST):
+        assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
+    without_times = [
+        [line | {"seconds": 0} for line in log(f"out/{run}")] for run in ("whole", "stopped")
+    ]
+    assert without_times[0] == without_times[1]
+    seconds = [line["seconds"] for line in log("out/stopped")]
+    assert seconds == sorted(seconds)
+
+
+def test_evaluation_does_not_change_the_weights(book):
+    for interval in ("10", "100"):
+        words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "100", "--out", interval]
+        assert train.main([*words, "--eval_interval", interval]) == 0
+    for name, tensor in weights("10").items():
+        assert torch.equal(tensor, weights("100")[name])
+
+
+def test_seed_decides_the_weights(book):
+    for seed, out in [("1", "a"), ("1", "b"), ("2", "c")]:
+        assert train.main([book, *SMALL, "--max_steps", "5", "--seed", seed, "--out", out]) == 0
+    first, same, other = (weights(out)["head.weight"] for out in "abc")
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_evaluation_is_the_mean_over_every_character_of_the_text():
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(8, 1, 1, 4, dropout=0.5), 5)
+    ids = torch.randint(5, (100,))
+    model.eval()
+    losses = []
+    for target in range(1, 100):
+        # Each window starts at a multiple of 8 and does not see the one before it.
+        start = (target - 1) // 8 * 8
+        logits = model(ids[None, start:target])[0, -1]
+        losses.append(F.cross_entropy(logits, ids[target]).item())
+    model.train()
+    assert train.evaluate(model, ids, torch.float32) == pytest.approx(sum(losses) / 99, rel=1e-5)
+    assert model.training
+
+
+def test_finished_run_goes_on_when_told_to(trained, capsys):
+    assert train.main(["--resume", trained, "--max_steps", "30"]) == 0
+    steps = [line["step"] for line in log(trained)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 30
+    assert f"resumed  {trained} at step 20" in capsys.readouterr().out
+
+
+def test_run_goes_on_when_its_text_has_moved(trained, book):
+    os.rename(book, "moved.txt")
+    assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0
+
+
+def test_minutes_fix_the_number_of_steps_with_the_decay_included(book):
+    assert train.main([book, *SMALL, "--minutes", "0.03"]) == 0
+    saved = load_checkpoint(Path("out/book-tiny", LAST))
+    assert saved.progress.step == saved.settings["train"]["max_steps"] > 10
+    assert log("out/book-tiny")[-1]["learning_rate"] == 0
+
+
+def test_plan_is_corrected_by_the_speed_so_far_until_the_decay(book):
+    arguments, flags = train.command_line().parse([book, *SMALL, "--max_steps", "1000"])
+    run = train.begin(arguments, flags)
+    now = time.perf_counter()
+    run.progress.step = 100
+    # 100 steps took 10 s, 30 s are left: 300 more steps.
+    assert train.correct_plan(run, 100, now - 10, now + 30) == pytest.approx(400, abs=2)
+    assert run.config.max_steps == pytest.approx(400, abs=2)
+    run.progress.step = 300
+    assert train.correct_plan(run, 300, now - 10, now + 1000) == run.config.max_steps < 402
+
+
+def test_loss_that_is_no_number_stops_the_run(book, capsys):
+    words = [book, *SMALL, "--learning_rate", "1e30", "--max_steps", "20"]
+    assert train.main(words) == 1
+    error = capsys.readouterr().err
+    assert "the loss is not a number any more" in error
+    assert "--learning_rate 3.3e+29" in error
+    for name in (BEST, LAST):
+        model = load_checkpoint(Path("out/book-tiny", name)).model
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_short_text_trains_with_a_smaller_context(capsys):
+    Path("short.txt").write_text("to be, or not to be: that", encoding="utf-8")
+    assert train.main(["short.txt", "--preset", "mini", "--max_steps", "3"]) == 0
+    assert "so the context shrinks from 64 to 11 characters" in capsys.readouterr().out
+    assert load_checkpoint(Path("out/short-mini", BEST)).model.config.block_size == 11
+
+
+def test_text_of_one_character_trains(capsys):
+    Path("a.txt").write_text("a" * 100)
+    assert train.main(["a.txt", "--preset", "tiny", "--max_steps", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "n_characters", "preset"),
+    [
+        ("cpu", 1000, "mini"),
+        ("cpu", 10**6, "small"),
+        ("cuda", 1000, "medium"),
+        ("cuda", 10**6, "base"),
+    ],
+)
+def test_auto_chooses_by_device_and_length_of_text(device, n_characters, preset):
+    assert train.choose_preset(torch.device(device), n_characters)[0] == preset
+
+
+def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):
+    assert load_checkpoint(Path(trained, BEST)).vocabulary.characters == (
+        Vocabulary.of(story).characters
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (200, "3 min 20 s"), (18600, "5 h 10 min")]
+)
+def test_durations_are_written_for_people(seconds, words):
+    assert train.duration(seconds) == words

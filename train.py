@@ -1,0 +1,543 @@
+"""Train a character-level GPT on a text: python train.py book.txt"""
+
+import argparse
+import contextlib
+import copy
+import itertools
+import math
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from checkpoint import (
+    BEST,
+    LAST,
+    OUT,
+    Checkpoint,
+    Progress,
+    append_to_log,
+    cut_log,
+    find_run,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from config import (
+    Device,
+    Precision,
+    SettingsParser,
+    Values,
+    bad_input_exits,
+    build,
+    choose_device,
+    choose_precision,
+    load_preset,
+    use_utf8,
+)
+from data import (
+    Text,
+    Vocabulary,
+    draw_batch,
+    fit_block_size,
+    read_in_order,
+    read_text,
+    split,
+    step_seed,
+)
+from model import GPT, GPTConfig, SamplingConfig
+from optimizer import OptimizerConfig, decay_start, learning_rate, make_optimizer
+
+# A validation part longer than this is read in evenly spaced windows that add up to it.
+EVALUATED_CHARACTERS = 2**18
+# How much evaluation reads at once depends on no setting, so neither does its result.
+EVALUATION_BATCH = 8192
+SAMPLE_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and where."""
+
+    batch_size: Annotated[int, "windows of text in each step"] = 32
+    max_steps: Annotated[int, "steps in the whole run"] = 2000
+    minutes: Annotated[float | None, "train for this long instead of max_steps"] = None
+    eval_interval: Annotated[int | None, "steps between evaluations; none: ten in a run"] = None
+    seed: Annotated[int, "the same seed gives the same run"] = 1
+    device: Annotated[Device, "where to train"] = "auto"
+    dtype: Annotated[Precision, "type of the numbers that are multiplied"] = "auto"
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_steps", "eval_interval"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes is {self.minutes}; it must be more than 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+
+
+SECTIONS = {"model": GPTConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
+# What may differ when a run goes on; everything else is as it was.
+CHANGEABLE = ("max_steps", "minutes", "eval_interval", "device")
+
+
+@dataclass
+class Run:
+    """What one run of training works with."""
+
+    folder: Path
+    paths: list[str]
+    text: Text
+    vocabulary: Vocabulary
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    optimizer_config: OptimizerConfig
+    config: TrainConfig
+    precision: torch.dtype
+    training_ids: Tensor
+    validation_ids: Tensor
+    progress: Progress
+    # Training time before the run was resumed.
+    seconds_before: float = 0.0
+
+    def save(self, name: str) -> None:
+        """Write best.safetensors, the weights alone, or last.safetensors, with the optimizer."""
+        checkpoint = Checkpoint(
+            model=self.model,
+            vocabulary=self.vocabulary,
+            text={
+                "paths": self.paths,
+                "characters": len(self.text.characters),
+                "sha256": self.text.sha256,
+            },
+            settings={"optimizer": asdict(self.optimizer_config), "train": asdict(self.config)},
+            progress=self.progress,
+            optimizer=optimizer_tensors(self.model, self.optimizer) if name == LAST else {},
+        )
+        save_checkpoint(self.folder / name, checkpoint)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a model as the command line says, and return the exit code."""
+    use_utf8()
+    started = time.perf_counter()
+    with bad_input_exits("train.py"):
+        arguments, flags = command_line().parse(argv)
+        if {"max_steps", "minutes"} <= flags["train"].keys():
+            raise ValueError("--max_steps and --minutes both say how long to train; give one")
+        run = resume(arguments, flags) if arguments.resume else begin(arguments, flags)
+        run.folder.mkdir(parents=True, exist_ok=True)
+    minutes = run.config.minutes
+    deadline = None if minutes is None else started + 60 * minutes
+    run.config = plan(run, deadline)
+    return train(run, deadline)
+
+
+def command_line() -> SettingsParser:
+    """Return the parser of what can be said on the command line."""
+    parser = SettingsParser(
+        "train.py", "TEXT ...", "Train a character-level GPT on a text.", SECTIONS
+    )
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help="text files and folders, UTF-8; without any, the source of Python's own library",
+    )
+    parser.add_argument(
+        "--preset",
+        help="tiny, mini, small, medium, base, the path of a .toml file, or auto (the default), "
+        "which chooses by device and length of text",
+    )
+    parser.add_argument("--out", metavar="RUN", help="run folder (default: out/<text>-<preset>)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    return parser
+
+
+def begin(arguments: argparse.Namespace, flags: Values) -> Run:
+    """Set up a new run, saying what was decided and why."""
+    text = read_text(arguments.texts)
+    n_characters = len(text.characters)
+    preset, preset_reason = arguments.preset, "as asked"
+    if preset in (None, "auto"):
+        device, _ = choose_device(flags["train"].get("device", "auto"))
+        preset, preset_reason = choose_preset(device, n_characters)
+    model_config, optimizer_config, config = build(SECTIONS, load_preset(preset, SECTIONS), flags)
+    folder = Path(arguments.out or OUT / f"{text.name}-{Path(preset).stem}")
+    if (folder / LAST).exists():
+        raise ValueError(
+            f"{folder} already holds a run; go on with it by --resume {shlex.quote(str(folder))}, "
+            "or name another folder with --out"
+        )
+    block_size = fit_block_size(n_characters, model_config.block_size)
+    describe_text(text)
+    if block_size < model_config.block_size:
+        print(
+            f"warning: {n_characters:,} characters are few, so the context shrinks "
+            f"from {model_config.block_size} to {block_size} characters"
+        )
+        model_config = replace(model_config, block_size=block_size)
+    print(f"preset   {preset}: {preset_reason}")
+    vocabulary = Vocabulary.of(text.characters)
+    torch.manual_seed(config.seed)
+    model = GPT(model_config, len(vocabulary))
+    return assemble(
+        folder, arguments.texts, text, vocabulary, model, optimizer_config, config, Progress()
+    )
+
+
+def resume(arguments: argparse.Namespace, flags: Values) -> Run:
+    """Set up a run as it was when it was last saved."""
+    if arguments.preset or arguments.out:
+        raise ValueError("--resume goes on with a run as it is; leave out --preset and --out")
+    folder = find_run(arguments.resume)
+    checkpoint = load_checkpoint(folder / LAST)
+    settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
+    for section, values in flags.items():
+        for key, value in values.items():
+            if key not in CHANGEABLE and value != settings[section][key]:
+                raise ValueError(
+                    f"{folder} was trained with {key} {settings[section][key]}, which cannot "
+                    f"become {value}; when going on, only {', '.join(CHANGEABLE)} can change"
+                )
+    _, optimizer_config, config = build(SECTIONS, settings, flags)
+    step = checkpoint.progress.step
+    if config.minutes is None and config.max_steps <= step:
+        raise ValueError(
+            f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
+            f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
+        )
+    paths = arguments.texts or checkpoint.text["paths"]
+    text = read_text(paths)
+    if text.sha256 != checkpoint.text["sha256"]:
+        raise ValueError(
+            f"this is not the text that {folder} was trained on, or it has changed since; "
+            f"to go on, name the same text: train.py TEXT --resume {shlex.quote(str(folder))}"
+        )
+    describe_text(text)
+    run = assemble(
+        folder,
+        paths,
+        text,
+        checkpoint.vocabulary,
+        checkpoint.model,
+        optimizer_config,
+        config,
+        checkpoint.progress,
+    )
+    restore_optimizer(run.model, run.optimizer, checkpoint.optimizer)
+    run.seconds_before = cut_log(folder, step)
+    print(f"resumed  {folder} at step {step:,}")
+    return run
+
+
+def assemble(
+    folder: Path,
+    paths: list[str],
+    text: Text,
+    vocabulary: Vocabulary,
+    model: GPT,
+    optimizer_config: OptimizerConfig,
+    config: TrainConfig,
+    progress: Progress,
+) -> Run:
+    """Bring model and text to the device, and say what will be trained there."""
+    device, device_reason = choose_device(config.device)
+    precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
+    model.to(device)
+    total, in_blocks = model.count_parameters()
+    print(
+        f"model    {total:,} parameters, {in_blocks:,} without embeddings and head; "
+        f"it looks back {model.config.block_size} characters"
+    )
+    print(
+        f"device   {device} ({device_reason}), "
+        f"{str(precision).removeprefix('torch.')} ({precision_reason})"
+    )
+    training_ids, validation_ids = split(vocabulary.encode(text.characters).to(device))
+    return Run(
+        folder,
+        paths,
+        text,
+        vocabulary,
+        model,
+        make_optimizer(model, optimizer_config),
+        optimizer_config,
+        config,
+        precision,
+        training_ids,
+        validation_ids,
+        progress,
+    )
+
+
+def choose_preset(device: torch.device, n_characters: int) -> tuple[str, str]:
+    """Return the preset that suits a device and a text, and the reason."""
+    if device.type == "cpu":
+        if n_characters < 300_000:
+            return "mini", "a short text, and a CPU learns it in a minute or two"
+        return "small", "what a CPU trains well in a few minutes"
+    if n_characters < 300_000:
+        return "medium", "a short text, which a larger model would learn by heart"
+    return "base", "a GPU trains the largest in minutes"
+
+
+def describe_text(text: Text) -> None:
+    """Say what was read."""
+    n_characters = len(text.characters)
+    files = "1 file" if text.n_files == 1 else f"{text.n_files} files"
+    skipped = f", {text.n_skipped} binary files left out" if text.n_skipped else ""
+    print(
+        f"text     {text.name}, {files}{skipped}: {n_characters:,} characters, "
+        f"{len(set(text.characters)):,} different, begins {text.characters[:60]!r}"
+    )
+
+
+def plan(run: Run, deadline: float | None) -> TrainConfig:
+    """Fix how many steps there will be and when to evaluate, and say what to expect.
+
+    Evaluations that are not asked for take at most a tenth of the time: ten in a run, or fewer.
+    """
+    config, start = run.config, run.progress.step
+    step_seconds = rehearse(run)
+    batch = config.batch_size * run.model.config.block_size
+    evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
+    # The forward pass is a third of a step's arithmetic.
+    evaluation_seconds = step_seconds / batch * evaluated / 3
+    steps = config.max_steps - start
+    if deadline is not None:
+        steps = (deadline - time.perf_counter()) / step_seconds
+    evaluations = min(max(0.1 * steps * step_seconds / evaluation_seconds, 1), 10)
+    interval = config.eval_interval or max(1, math.ceil(steps / evaluations))
+    pace = step_seconds + evaluation_seconds / interval
+    if deadline is not None:
+        steps = max(1, int((deadline - time.perf_counter()) / pace))
+    print(
+        f"plan     {steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
+        f"characters, reading the training text {steps * batch / len(run.training_ids):.2g} times "
+        f"in about {duration(steps * pace)}"
+    )
+    if evaluated < len(run.validation_ids):
+        print(f"         validation reads {evaluated:,} of {len(run.validation_ids):,} characters")
+    return replace(config, max_steps=start + steps, minutes=None, eval_interval=interval)
+
+
+def rehearse(run: Run) -> float:
+    """Return the seconds that a training step takes, tried on a copy of the model."""
+    model = copy.deepcopy(run.model)
+    optimizer = make_optimizer(model, run.optimizer_config)
+    take_step = make_step(replace(run, model=model, optimizer=optimizer))
+    seconds: list[float] = []
+    # A second is enough for the median of fast steps, and one step is enough of slow ones.
+    while sum(seconds) < 1 and len(seconds) < 20:
+        began = time.perf_counter()
+        take_step(0).item()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def make_step(run: Run) -> Callable[[int], Tensor]:
+    """Return the function that makes one step of training and returns its loss, a scalar.
+
+    What happens in a step depends on the weights, the optimizer and (seed, step) alone.
+    """
+    model, optimizer, config = run.model, run.optimizer, run.config
+    device, block_size = run.training_ids.device.type, run.model.config.block_size
+    mixed = run.precision != torch.float32
+
+    def take_step(step: int) -> Tensor:
+        torch.manual_seed(step_seed(config.seed, step))  # for dropout
+        inputs, targets = draw_batch(
+            run.training_ids, config.batch_size, block_size, config.seed, step
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, run.config.max_steps, run.optimizer_config)
+        with torch.autocast(device, run.precision, enabled=mixed):
+            logits = model(inputs)  # (B, T, V)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer_config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return take_step
+
+
+@torch.no_grad()
+def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
+    """Return the mean loss over a text in nats per character, without any random draw."""
+    block_size = model.config.block_size
+    batch_size = max(1, EVALUATION_BATCH // block_size)
+    total, count = 0.0, 0
+    model.eval()
+    for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
+        with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
+            logits = model(inputs)  # (B, T, V)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        total += losses.item()
+        count += targets.numel()
+    model.train()
+    return total / count
+
+
+def write_sample(run: Run) -> str:
+    """Return a short text from the same prompt and the same seed each time."""
+    device = run.training_ids.device
+    prompt = run.vocabulary.encode(run.vocabulary.start)[None].to(device)
+    generator = torch.Generator(device).manual_seed(run.config.seed)
+    with contextlib.closing(run.model.generate(prompt, SamplingConfig(), generator)) as ids:
+        return run.vocabulary.decode(int(i) for i in itertools.islice(ids, SAMPLE_LENGTH))
+
+
+class StopRequest:
+    """While it is entered, Ctrl-C asks for a stop after the step; a second one stops at once."""
+
+    made = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, *_: Any) -> None:
+        self.made = True
+        signal.signal(signal.SIGINT, self._previous)
+
+
+def train(run: Run, deadline: float | None) -> int:
+    """Train until max_steps or Ctrl-C, and return the exit code."""
+    progress, start, began = run.progress, run.progress.step, time.perf_counter()
+    take_step = make_step(run)
+    loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
+    bar = tqdm(
+        total=run.config.max_steps,
+        initial=start,
+        unit="char",
+        unit_scale=run.config.batch_size * run.model.config.block_size,
+        disable=None,
+    )
+    with bar, StopRequest() as stop:
+        for step in itertools.count(start):
+            progress.step = step
+            at_end = step == run.config.max_steps
+            if stop.made and not at_end:
+                progress.loss_sum = loss_sum.item()
+                run.save(LAST)
+                break
+            if step % run.config.eval_interval == 0 or at_end:
+                if deadline is not None:
+                    bar.total = correct_plan(run, step - start, began, deadline)
+                validation_loss = evaluate(run.model, run.validation_ids, run.precision)
+                if not math.isfinite(validation_loss):
+                    bar.close()
+                    print(diverged(run), file=sys.stderr)
+                    return 1
+                progress.loss_sum = loss_sum.item()
+                record(run, validation_loss, time.perf_counter() - began)
+                loss_sum.zero_()
+                progress.loss_count = 0
+            if at_end:
+                break
+            loss = take_step(step)
+            loss_sum += loss
+            progress.loss_count += 1
+            if bar.update():
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    say_farewell(run)
+    return 0 if at_end else 130
+
+
+def correct_plan(run: Run, steps_done: int, began: float, deadline: float) -> int:
+    """Fit max_steps to the deadline by the speed so far, and return it.
+
+    This ends where the learning rate begins to fall: until then it does not depend on max_steps.
+    """
+    step, max_steps = run.progress.step, run.config.max_steps
+    if steps_done and step < decay_start(max_steps, run.optimizer_config):
+        now = time.perf_counter()
+        steps_left = (deadline - now) / (now - began) * steps_done
+        max_steps = step + max(1, int(steps_left))
+        run.config = replace(run.config, max_steps=max_steps)
+    return max_steps
+
+
+def record(run: Run, validation_loss: float, seconds: float) -> None:
+    """Save the run, add the evaluation to its log, and show it."""
+    progress, step = run.progress, run.progress.step
+    if progress.best_loss is None or validation_loss < progress.best_loss:
+        progress.best_loss, progress.best_step = validation_loss, step
+        run.save(BEST)
+    run.save(LAST)
+    training_loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
+    sample = write_sample(run)
+    line = {
+        "step": step,
+        "training_loss": training_loss,
+        "validation_loss": validation_loss,
+        "learning_rate": learning_rate(step, run.config.max_steps, run.optimizer_config),
+        "seconds": round(run.seconds_before + seconds, 3),
+        "sample": sample,
+    }
+    append_to_log(run.folder, line)
+    trained = "" if training_loss is None else f"training {training_loss:.4f}, "
+    tqdm.write(
+        f"\nstep {step:,} of {run.config.max_steps:,}: {trained}"
+        f"validation {validation_loss:.4f} nats, {bits(validation_loss):.4f} bits per character; "
+        f"best {progress.best_loss:.4f} at step {progress.best_step:,}"
+    )
+    tqdm.write("\n".join(f"    {row}".rstrip() for row in sample.splitlines()))
+
+
+def diverged(run: Run) -> str:
+    """Say that the loss is not a number any more, and what to do."""
+    rate = run.optimizer_config.learning_rate
+    return (
+        f"train.py: at step {run.progress.step:,} the loss is not a number any more, so the run "
+        f"stops; the checkpoints in {run.folder} are from the evaluation before; the learning "
+        f"rate is probably too high: try --learning_rate {rate / 3:.2g} in another --out"
+    )
+
+
+def say_farewell(run: Run) -> None:
+    """Say what came out, where it lies, and how to use it and go on with it."""
+    progress, folder = run.progress, shlex.quote(str(run.folder))
+    more = f" --max_steps {2 * progress.step}" if progress.step == run.config.max_steps else ""
+    print(
+        f"\nbest validation loss {progress.best_loss:.4f} nats, {bits(progress.best_loss):.4f} "
+        f"bits per character, at step {progress.best_step:,}: {run.folder / BEST}\n"
+        f"write with it:  python sample.py {folder}\n"
+        f"go on with it:  python train.py --resume {folder}{more}"
+    )
+
+
+def bits(nats: float) -> float:
+    """Convert a loss in nats to bits."""
+    return nats / math.log(2)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 45 s, 3 min 20 s, 5 h 10 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
