@@ -81,7 +81,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ValueError with one sentence if it is damaged or not one."""
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
     try:
         record, tensors = _read(path)
         (config,) = build({"model": GPTConfig}, {"model": record["model"]})
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             },
         )
     except (SafetensorError, json.JSONDecodeError, *MALFORMED):
-        raise ValueError(f"{path} cannot be used: it is damaged or no checkpoint") from None
+        raise ValueError(f"{path} cannot be used: it is damaged, or no checkpoint") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
 
@@ -120,7 +120,9 @@ def newest_run() -> Path:
     """Return the run below out/ that was last saved to."""
     runs = [file.parent for file in OUT.glob(f"*/{BEST}")]
     if not runs:
-        raise FileNotFoundError(f"there is no run below {OUT} yet; train one: python train.py")
+        raise FileNotFoundError(
+            f"there is no run below {OUT.resolve()} yet; train one: python train.py"
+        )
     return max(runs, key=lambda run: (run / BEST).stat().st_mtime)
 
 
@@ -130,8 +132,10 @@ def find_run(path: str) -> Path:
     if not run.exists():
         known = [str(file.parent) for file in OUT.glob(f"*/{LAST}")]
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise FileNotFoundError(f"there is no run {path}{hint}")
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise FileNotFoundError(f"there is no run {path!r}{hint}")
+    if run.is_dir() and not (run / BEST).exists():
+        raise FileNotFoundError(f"the folder {path!r} does not hold a run")
     return run
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import re
 import secrets
 import sys
@@ -13,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 
 from checkpoint import find_run, load_model, newest_run
-from config import Device, SettingsParser, bad_input_exits, build, choose_device, use_utf8
+from config import Device, SettingsParser, bad_input_exits, build, choose_device, run_script
 from data import Vocabulary, read_file
 from model import SamplingConfig
 
@@ -50,7 +49,6 @@ SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write as the command line says, and return the exit code."""
-    use_utf8()
     with bad_input_exits("sample.py"):
         parser = SettingsParser("sample.py", "RUN", "Write with a trained model.", SECTIONS)
         parser.add_argument(
@@ -79,13 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 characters = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
                 for character in until(stop, itertools.islice(characters, writing.length)):
                     print(character, end="", flush=True)
+    finally:
         print()
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wants; nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -134,4 +127,4 @@ def until(stop: str | None, characters: Iterable[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

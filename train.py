@@ -44,7 +44,7 @@ from config import (
     choose_device,
     choose_precision,
     load_preset,
-    use_utf8,
+    run_script,
 )
 from data import (
     Text,
@@ -73,7 +73,9 @@ class TrainConfig:
     batch_size: Annotated[int, "windows of text in each step"] = 32
     max_steps: Annotated[int, "steps in the whole run"] = 2000
     minutes: Annotated[float | None, "train for this long instead of max_steps"] = None
-    eval_interval: Annotated[int | None, "steps between evaluations; none: ten in a run"] = None
+    eval_interval: Annotated[int | None, "steps between evaluations; none: up to ten in a run"] = (
+        None
+    )
     seed: Annotated[int, "the same seed gives the same run"] = 1
     device: Annotated[Device, "where to train"] = "auto"
     dtype: Annotated[Precision, "type of the numbers that are multiplied"] = "auto"
@@ -132,7 +134,6 @@ class Run:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train a model as the command line says, and return the exit code."""
-    use_utf8()
     started = time.perf_counter()
     with bad_input_exits("train.py"):
         arguments, flags = command_line().parse(argv)
@@ -148,9 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_line() -> SettingsParser:
     """Return the parser of what can be said on the command line."""
-    parser = SettingsParser(
-        "train.py", "TEXT ...", "Train a character-level GPT on a text.", SECTIONS
+    about = (
+        "Train a character-level GPT on a text. The defaults below are those of the preset small; "
+        "other presets change some of them, and flags change any."
     )
+    parser = SettingsParser("train.py", "TEXT ...", about, SECTIONS)
     parser.add_argument(
         "texts",
         nargs="*",
@@ -176,6 +179,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         device, _ = choose_device(flags["train"].get("device", "auto"))
         preset, preset_reason = choose_preset(device, n_characters)
     model_config, optimizer_config, config = build(SECTIONS, load_preset(preset, SECTIONS), flags)
+    if arguments.out and Path(arguments.out).is_file():
+        raise ValueError(f"--out {arguments.out} is a file; name a folder for the run")
     folder = Path(arguments.out or OUT / f"{text.name}-{Path(preset).stem}")
     if (folder / LAST).exists():
         raise ValueError(
@@ -221,7 +226,13 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
         )
     paths = arguments.texts or checkpoint.text["paths"]
-    text = read_text(paths)
+    try:
+        text = read_text(paths)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the text of this run has moved, say where it is: "
+            f"python train.py TEXT --resume {shlex.quote(str(folder))}"
+        ) from None
     if text.sha256 != checkpoint.text["sha256"]:
         raise ValueError(
             f"this is not the text that {folder} was trained on, or it has changed since; "
@@ -299,7 +310,7 @@ def describe_text(text: Text) -> None:
     """Say what was read."""
     n_characters = len(text.characters)
     files = "1 file" if text.n_files == 1 else f"{text.n_files} files"
-    skipped = f", {text.n_skipped} binary files left out" if text.n_skipped else ""
+    skipped = f" ({text.n_skipped} binary left out)" if text.n_skipped else ""
     print(
         f"text     {text.name}, {files}{skipped}: {n_characters:,} characters, "
         f"{len(set(text.characters)):,} different, begins {text.characters[:60]!r}"
@@ -325,9 +336,11 @@ def plan(run: Run, deadline: float | None) -> TrainConfig:
     pace = step_seconds + evaluation_seconds / interval
     if deadline is not None:
         steps = max(1, int((deadline - time.perf_counter()) / pace))
+    about = "about " if deadline is not None else ""
+    times = steps * batch / len(run.training_ids)
     print(
-        f"plan     {steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
-        f"characters, reading the training text {steps * batch / len(run.training_ids):.2g} times "
+        f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
+        f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
         f"in about {duration(steps * pace)}"
     )
     if evaluated < len(run.validation_ids):
@@ -417,6 +430,7 @@ class StopRequest:
 
     def _note(self, *_: Any) -> None:
         self.made = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         signal.signal(signal.SIGINT, self._previous)
 
 
@@ -459,6 +473,8 @@ def train(run: Run, deadline: float | None) -> int:
             progress.loss_count += 1
             if bar.update():
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    if not at_end:
+        print(f"\nstopped and saved at step {step:,} of {run.config.max_steps:,}")
     say_farewell(run)
     return 0 if at_end else 130
 
@@ -480,7 +496,8 @@ def correct_plan(run: Run, steps_done: int, began: float, deadline: float) -> in
 def record(run: Run, validation_loss: float, seconds: float) -> None:
     """Save the run, add the evaluation to its log, and show it."""
     progress, step = run.progress, run.progress.step
-    if progress.best_loss is None or validation_loss < progress.best_loss:
+    # An untrained model is never the best, however short the validation part and its luck.
+    if progress.best_step == 0 or validation_loss < progress.best_loss:
         progress.best_loss, progress.best_step = validation_loss, step
         run.save(BEST)
     run.save(LAST)
@@ -534,10 +551,10 @@ def bits(nats: float) -> float:
 def duration(seconds: float) -> str:
     """Write a time for people: 45 s, 3 min 20 s, 5 h 10 min."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{max(1, seconds):.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

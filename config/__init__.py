@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from config.hardware import Device, Precision, choose_device, choose_precision
-from config.script import bad_input_exits, use_utf8
+from config.script import bad_input_exits, run_script
 
 __all__ = [
     "PRESETS",
@@ -30,7 +30,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "load_preset",
-    "use_utf8",
+    "run_script",
 ]
 
 # In order of size.
@@ -126,6 +126,9 @@ def build(sections: Sections, *layers: Values) -> list[Any]:
     merged: dict[str, dict[str, Any]] = {name: {} for name in sections}
     for layer in layers:
         for name, values in layer.items():
+            for section, settings in sections.items():
+                if name in (field.name for field in fields(settings)):
+                    raise ValueError(f"the key {name!r} belongs below [{section}]")
             if name not in sections:
                 raise ValueError(
                     f"there is no section [{name}]{_suggest(name, sections)}; "
@@ -165,8 +168,7 @@ def _checked(section: type, key: str, value: Any, where: str = "") -> Any:
     if choices := _choices(kind):
         if value in choices:
             return value
-        guess = _suggest(str(value), choices)
-        raise ValueError(f"{where}{key} is {value!r}{guess}; it must be {' or '.join(choices)}")
+        raise ValueError(f"{where}{key} is {value!r}; it must be {' or '.join(choices)}")
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
@@ -194,5 +196,5 @@ def _with_underscores(word: str) -> str:
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -1,15 +1,26 @@
-"""What every script does at its edges: text goes out as UTF-8, bad input gets one sentence."""
+"""What every script does at its edges: UTF-8 goes out, bad input and Ctrl-C end in good order."""
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 
-def use_utf8() -> None:
-    """Print any character on any terminal or pipe: what it cannot show becomes a '?'."""
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run the main function of a script and exit with its code, or that of what stopped it."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+        # Any character can be printed on any terminal or pipe, and lines are not held back.
+        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has what it wants; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -17,6 +28,8 @@ def bad_input_exits(program: str) -> Iterator[None]:
     """Turn a ValueError or OSError raised inside into its sentence on stderr and exit code 2."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:

@@ -50,12 +50,14 @@ def read_text(paths: Sequence[str]) -> Text:
         elif path.exists():
             files.append(path)
         else:
-            raise FileNotFoundError(f"there is no file {path}; name a text file or a folder")
+            raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
     characters = _join(files)
     if not characters:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
     # resolve() names the folder itself where the path is "." or "..".
     name = Path(paths[0]).resolve().stem
+    if len(paths) > 1:
+        name += f"-and-{len(paths) - 1}-more"
     return Text(name, characters, len(files), n_skipped)
 
 
@@ -65,6 +67,8 @@ def read_file(path: str | Path) -> str:
     try:
         characters = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if _is_binary(Path(path)):
+            raise ValueError(f"{path} is not a text in UTF-8, but binary or UTF-16") from None
         raise ValueError(
             f"{path} is not UTF-8: byte {data[error.start]:#04x} at position {error.start} "
             f"({error.reason}); save it as UTF-8 and try again"

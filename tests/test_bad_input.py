@@ -11,17 +11,18 @@ import sample
 import train
 
 TRAIN = [
-    ("missing.txt", "there is no file missing.txt"),
+    ("missing.txt", "there is no file or folder 'missing.txt'"),
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
     ("pictures", "there is no text file in the folder pictures"),
+    ("pictures/a.png", "a.png is not a text in UTF-8, but binary or UTF-16"),
     ("latin.txt", "latin.txt is not UTF-8: byte 0xeb at position 2"),
     ("short.txt", "need at least 20 characters, you have 5"),
-    ("book.txt --preset smal", "no preset 'smal'; did you mean small?"),
+    ("book.txt --preset smal", "no preset 'smal' (did you mean small?); choose from"),
     ("book.txt --preset mine.toml", "there is no preset file mine.toml"),
-    ("book.txt --preset wrong.toml", "[model] has no key 'n_layers'; did you mean n_layer?"),
+    ("book.txt --preset wrong.toml", "[model] has no key 'n_layers' (did you mean n_layer?)"),
     ("book.txt --preset broken.toml", "broken.toml is not a TOML file"),
-    ("book.txt --n_layers 4", "there is no --n_layers; did you mean --n_layer?"),
+    ("book.txt --n_layers 4", "there is no --n_layers (did you mean --n_layer?)"),
     ("book.txt --n_layer four", "n_layer is 'four'; it must be a whole number"),
     ("book.txt --n_layer 1.5", "n_layer is '1.5'; it must be a whole number"),
     ("book.txt --n_layer -1", "n_layer is -1; it must be at least 1"),
@@ -31,27 +32,27 @@ TRAIN = [
     ("book.txt --learning_rate 0", "learning_rate is 0.0; it must be more than 0"),
     ("book.txt --dropout 1", "dropout is 1.0; it must be at least 0 and less than 1"),
     ("book.txt --device gpu", "device is 'gpu'"),
-    ("book.txt --dtype float16", "dtype is 'float16'; did you mean bfloat16?"),
+    ("book.txt --dtype float16", "dtype is 'float16'; it must be auto or float32 or bfloat16"),
     ("book.txt --batch_size 0", "batch_size is 0; it must be at least 1"),
     ("book.txt --minutes 0", "minutes is 0.0; it must be more than 0"),
     ("book.txt --minutes 1 --max_steps 9", "give one"),
     ("book.txt --seed -1", "seed is -1"),
     ("book.txt --out out/trained", "already holds a run; go on with it by --resume out/trained"),
-    ("book.txt --out book.txt", "book.txt: File exists"),
-    ("--resume out/trianed", "there is no run out/trianed; did you mean out/trained?"),
+    ("book.txt --out book.txt", "--out book.txt is a file"),
+    ("--resume out/trianed", "there is no run 'out/trianed' (did you mean 'out/trained'?)"),
     ("--resume out/trained", "out/trained is at step 20 and max_steps is 20"),
     ("--resume out/trained --max_steps 9", "out/trained is at step 20 and max_steps is 9"),
     ("--resume out/trained --n_layer 5", "was trained with n_layer 3, which cannot become 5"),
     ("--resume out/trained --preset base", "leave out --preset and --out"),
     ("other.txt --resume out/trained --max_steps 30", "not the text that out/trained was trained"),
     ("--resume out/damaged", "last.safetensors cannot be used: it is damaged"),
-    ("--resume out/best-only", "there is no checkpoint out/best-only/last.safetensors"),
+    ("--resume out/best-only", "there is no checkpoint 'out/best-only/last.safetensors'"),
 ]
 
 SAMPLE = [
-    ("out/trianed", "there is no run out/trianed; did you mean out/trained?"),
-    ("empty", "there is no checkpoint empty/best.safetensors"),
-    ("book.txt", "book.txt cannot be used: it is damaged or no checkpoint"),
+    ("out/trianed", "there is no run 'out/trianed' (did you mean 'out/trained'?)"),
+    ("empty", "the folder 'empty' does not hold a run"),
+    ("book.txt", "book.txt cannot be used: it is damaged, or no checkpoint"),
     ("foreign.safetensors", "chargpt did not write it"),
     ("out/damaged", "best.safetensors cannot be used: it is damaged"),
     ("out/trained --prompt Adé", "'é' (character 3; nearest known: 'e'); --unknown skip"),
@@ -68,7 +69,7 @@ SAMPLE = [
     ("out/trained --length 0", "length is 0; it must be at least 1"),
     ("out/trained --num_samples 0", "num_samples is 0; it must be at least 1"),
     ("out/trained --unknown drop", "unknown is 'drop'; it must be refuse or skip"),
-    ("out/trained --temprature 1", "there is no --temprature; did you mean --temperature?"),
+    ("out/trained --temprature 1", "there is no --temprature (did you mean --temperature?)"),
     ("out/trained out/trained", "there is no use for 'out/trained'"),
     ("out/trained --seed 1e3", "seed is '1e3'; it must be a whole number"),
 ]
@@ -119,4 +120,4 @@ def test_wrong_input_gets_a_sentence(script, words, sentence, capsys):
 def test_without_a_run_sample_says_how_to_get_one(capsys):
     with pytest.raises(SystemExit):
         sample.main([])
-    assert "there is no run below out yet; train one: python train.py" in capsys.readouterr().err
+    assert "out yet; train one: python train.py" in capsys.readouterr().err

@@ -100,10 +100,10 @@ def test_preset_may_be_a_file():
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[modle]\nn_layer = 4", r"no section \[modle\]; did you mean model\?"),
-        ("n_layer = 4", r"no section \[n_layer\]"),
+        ("[modle]\nn_layer = 4", r"no section \[modle\] \(did you mean model\?\)"),
+        ("n_layer = 4", r"the key 'n_layer' belongs below \[model\]"),
         ("model = 4", r"\[model\] must be a section of keys, not 4"),
-        ("[model]\nn_layers = 4", r"\[model\] has no key 'n_layers'; did you mean n_layer\?"),
+        ("[model]\nn_layers = 4", r"\[model\] has no key 'n_layers' \(did you mean n_layer\?\)"),
         ("[model]\nn_layer = 4.5", r"n_layer is 4.5; it must be a whole number"),
         ("[model]\nn_layer = true", r"n_layer is True; it must be a whole number"),
         ("[model]\ndropout = nan", r"dropout is nan; it must be a finite number"),
