@@ -7,6 +7,7 @@ log.jsonl has a line for each evaluation.
 A checkpoint is a safetensors file: it holds numbers and one JSON text, and nothing in it can run.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -41,7 +42,9 @@ class Progress:
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
-    # The training losses since the last evaluation.
+    # An evaluation belongs to the state: a checkpoint at this step comes after it.
+    evaluated_step: int | None = None
+    # The training losses since then.
     loss_sum: float = 0.0
     loss_count: int = 0
 
@@ -80,7 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ValueError with one sentence if it is damaged or not one."""
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
     try:
         record, tensors = _read(path)
@@ -91,12 +94,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
             model = GPT(config, len(vocabulary))
         weights = {name: t for name, t in tensors.items() if not name.startswith(OPTIMIZER)}
         model.load_state_dict(weights, assign=True)
+        (progress,) = build({"progress": Progress}, {"progress": record["progress"]})
+        text, settings = record["text"], record["settings"]
+        if not all(isinstance(path, str) for path in [*text["paths"], text["sha256"]]):
+            raise ValueError("its record of the text is damaged")
         return Checkpoint(
             model=model,
             vocabulary=vocabulary,
-            text=record["text"],
-            settings=record["settings"],
-            progress=Progress(**record["progress"]),
+            text=text,
+            settings={name: dict(values) for name, values in settings.items()},
+            progress=progress,
             optimizer={
                 name.removeprefix(OPTIMIZER): tensor
                 for name, tensor in tensors.items()
@@ -117,20 +124,20 @@ def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
 
 
 def newest_run() -> Path:
-    """Return the run below out/ that was last saved to."""
-    runs = [file.parent for file in OUT.glob(f"*/{BEST}")]
+    """Return the run below out/ that was last trained."""
+    runs = [file.parent for file in OUT.rglob(BEST)]
     if not runs:
         raise FileNotFoundError(
             f"there is no run below {OUT.resolve()} yet; train one: python train.py"
         )
-    return max(runs, key=lambda run: (run / BEST).stat().st_mtime)
+    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.iterdir()))
 
 
 def find_run(path: str) -> Path:
     """Return the path of a run that exists, or say which one was probably meant."""
     run = Path(path)
     if not run.exists():
-        known = [str(file.parent) for file in OUT.glob(f"*/{LAST}")]
+        known = [str(file.parent) for file in OUT.rglob(BEST)]
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise FileNotFoundError(f"there is no run {path!r}{hint}")
@@ -142,21 +149,31 @@ def find_run(path: str) -> Path:
 def append_to_log(run: Path, line: dict[str, Any]) -> None:
     """Add the line of one evaluation to the log."""
     with (run / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(_log_line(line))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, but not one that was being written when a run broke off."""
+    if not (run / LOG).exists():
+        return []
+    lines = []
+    # Only a line feed ends a line: a sample may contain what else splitlines() would split at.
+    for line in (run / LOG).read_text(encoding="utf-8").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def cut_log(run: Path, step: int) -> float:
-    """Drop the lines from a step on, which a run resumed there writes again.
+    """Drop the lines after a step, which a run resumed there writes again.
 
     Returns the seconds of training that the log tells of up to that step.
     """
-    if not (run / LOG).exists():
-        return 0.0
-    lines = (run / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
-    entries = [json.loads(line) for line in lines]
-    kept = [line for line, entry in zip(lines, entries, strict=True) if entry["step"] < step]
-    _replace(run / LOG, "".join(kept).encode())
-    return max((entry["seconds"] for entry in entries if entry["step"] <= step), default=0.0)
+    kept = [line for line in read_log(run) if line["step"] <= step]
+    _replace(run / LOG, "".join(map(_log_line, kept)).encode())
+    return kept[-1]["seconds"] if kept else 0.0
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -169,22 +186,30 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    expected: dict[str, torch.Size],
 ) -> None:
-    """Give a new optimizer the memory that `optimizer_tensors` returned of an old one."""
+    """Give a new optimizer the memory that `optimizer_tensors` returned of an old one.
+
+    `expected` names the tensors and their shapes, which the optimizer itself does not check.
+    """
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError("the optimizer's part of the checkpoint does not fit the model")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    memory: dict[str, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = optimizer.state_dict()
+    state["state"] = {i: {} for i in range(len(parameters))}
+    position = {names[parameter]: i for i, parameter in enumerate(parameters)}
     for key, tensor in tensors.items():
         name, _, what = key.rpartition(".")
-        memory.setdefault(name, {})[what] = tensor
-    state = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state["state"] = {
-        i: memory[names[parameter]]
-        for i, parameter in enumerate(parameters)
-        if names[parameter] in memory
-    }
+        state["state"][position[name]][what] = tensor
     optimizer.load_state_dict(state)
+
+
+def _log_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

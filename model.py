@@ -225,7 +225,8 @@ class GPT(nn.Module):
 
 def draw(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator | None) -> Tensor:
     """Draw one id (B,) from each row of logits (B, V)."""
-    if sampling.temperature == 0:
+    # So close to 0, dividing by the temperature would overflow.
+    if sampling.temperature < 1e-4:
         return logits.argmax(dim=1)
     V = logits.size(1)
     # Likeliest first, so that every rule below keeps a prefix of the row.

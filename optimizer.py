@@ -50,6 +50,19 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
+def memory_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Return what AdamW remembers of each parameter once it has made a step, and in what shape."""
+    return {
+        f"{name}.{what}": shape
+        for name, parameter in model.named_parameters()
+        for what, shape in [
+            ("step", torch.Size()),
+            ("exp_avg", parameter.shape),
+            ("exp_avg_sq", parameter.shape),
+        ]
+    }
+
+
 def decay_start(max_steps: int, config: OptimizerConfig) -> int:
     """Return the step from which the learning rate falls."""
     return max_steps - round(config.decay * max_steps)

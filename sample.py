@@ -40,8 +40,8 @@ class WritingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.stop == "":
             raise ValueError("stop is empty; it must be at least one character")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
 SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, flags = parser.parse(argv)
         sampling, writing = build(SECTIONS, flags)
         device, reason = choose_device(writing.device)
-        run = find_run(arguments.run) if arguments.run else newest_run()
+        run = find_run(arguments.run) if arguments.run is not None else newest_run()
         model, vocabulary = load_model(run)
         prompt = read_prompt(writing, vocabulary)
         stop = read_stop(writing, vocabulary)
     model.to(device)
-    seed = secrets.randbelow(2**31) if writing.seed is None else writing.seed
+    seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
     try:
         for i in range(writing.num_samples):

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import shlex
 import signal
 import statistics
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from checkpoint import (
     BEST,
     LAST,
+    LOG,
     OUT,
     Checkpoint,
     Progress,
@@ -57,7 +59,13 @@ from data import (
     step_seed,
 )
 from model import GPT, GPTConfig, SamplingConfig
-from optimizer import OptimizerConfig, decay_start, learning_rate, make_optimizer
+from optimizer import (
+    OptimizerConfig,
+    decay_start,
+    learning_rate,
+    make_optimizer,
+    memory_shapes,
+)
 
 # A validation part longer than this is read in evenly spaced windows that add up to it.
 EVALUATED_CHARACTERS = 2**18
@@ -87,8 +95,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes is {self.minutes}; it must be more than 0")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
 SECTIONS = {"model": GPTConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
@@ -139,12 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, flags = command_line().parse(argv)
         if {"max_steps", "minutes"} <= flags["train"].keys():
             raise ValueError("--max_steps and --minutes both say how long to train; give one")
-        run = resume(arguments, flags) if arguments.resume else begin(arguments, flags)
+        run = begin(arguments, flags) if arguments.resume is None else resume(arguments, flags)
+        if "max_steps" in flags["train"]:
+            run.config = replace(run.config, minutes=None)
+        minutes = run.config.minutes
+        deadline = None if minutes is None else started + 60 * minutes
+        pace = rehearse(run)
+        run.config = plan(run, pace, deadline)
         run.folder.mkdir(parents=True, exist_ok=True)
-    minutes = run.config.minutes
-    deadline = None if minutes is None else started + 60 * minutes
-    run.config = plan(run, deadline)
-    return train(run, deadline)
+    return train(run, pace, deadline)
 
 
 def command_line() -> SettingsParser:
@@ -179,10 +190,12 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         device, _ = choose_device(flags["train"].get("device", "auto"))
         preset, preset_reason = choose_preset(device, n_characters)
     model_config, optimizer_config, config = build(SECTIONS, load_preset(preset, SECTIONS), flags)
-    if arguments.out and Path(arguments.out).is_file():
-        raise ValueError(f"--out {arguments.out} is a file; name a folder for the run")
-    folder = Path(arguments.out or OUT / f"{text.name}-{Path(preset).stem}")
-    if (folder / LAST).exists():
+    folder = OUT / f"{text.name}-{Path(preset).stem}"
+    if arguments.out is not None:
+        folder = Path(arguments.out)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; name a folder for the run with --out")
+    if any((folder / name).exists() for name in (BEST, LAST, LOG)):
         raise ValueError(
             f"{folder} already holds a run; go on with it by --resume {shlex.quote(str(folder))}, "
             "or name another folder with --out"
@@ -206,17 +219,23 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
 
 def resume(arguments: argparse.Namespace, flags: Values) -> Run:
     """Set up a run as it was when it was last saved."""
-    if arguments.preset or arguments.out:
+    if arguments.preset is not None or arguments.out is not None:
         raise ValueError("--resume goes on with a run as it is; leave out --preset and --out")
     folder = find_run(arguments.resume)
+    if folder.is_file():
+        folder = folder.parent
     checkpoint = load_checkpoint(folder / LAST)
     settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
+    if settings.keys() != SECTIONS.keys():
+        raise ValueError(f"{folder / LAST} cannot be used: its settings are incomplete")
+    saved = dict(zip(SECTIONS, build(SECTIONS, settings), strict=True))
     for section, values in flags.items():
         for key, value in values.items():
-            if key not in CHANGEABLE and value != settings[section][key]:
+            before = getattr(saved[section], key)
+            if key not in CHANGEABLE and value != before:
                 raise ValueError(
-                    f"{folder} was trained with {key} {settings[section][key]}, which cannot "
-                    f"become {value}; when going on, only {', '.join(CHANGEABLE)} can change"
+                    f"{folder} was trained with {key} {before}, which cannot become {value}; "
+                    f"when going on, only {', '.join(CHANGEABLE)} can change"
                 )
     _, optimizer_config, config = build(SECTIONS, settings, flags)
     step = checkpoint.progress.step
@@ -249,7 +268,8 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
         config,
         checkpoint.progress,
     )
-    restore_optimizer(run.model, run.optimizer, checkpoint.optimizer)
+    expected = memory_shapes(run.model) if step else {}
+    restore_optimizer(run.model, run.optimizer, checkpoint.optimizer, expected)
     run.seconds_before = cut_log(folder, step)
     print(f"resumed  {folder} at step {step:,}")
     return run
@@ -317,39 +337,21 @@ def describe_text(text: Text) -> None:
     )
 
 
-def plan(run: Run, deadline: float | None) -> TrainConfig:
-    """Fix how many steps there will be and when to evaluate, and say what to expect.
+@dataclass
+class Pace:
+    """How long a step and an evaluation take, in seconds; corrected as the run goes."""
 
-    Evaluations that are not asked for take at most a tenth of the time: ten in a run, or fewer.
-    """
-    config, start = run.config, run.progress.step
-    step_seconds = rehearse(run)
-    batch = config.batch_size * run.model.config.block_size
-    evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
-    # The forward pass is a third of a step's arithmetic.
-    evaluation_seconds = step_seconds / batch * evaluated / 3
-    steps = config.max_steps - start
-    if deadline is not None:
-        steps = (deadline - time.perf_counter()) / step_seconds
-    evaluations = min(max(0.1 * steps * step_seconds / evaluation_seconds, 1), 10)
-    interval = config.eval_interval or max(1, math.ceil(steps / evaluations))
-    pace = step_seconds + evaluation_seconds / interval
-    if deadline is not None:
-        steps = max(1, int((deadline - time.perf_counter()) / pace))
-    about = "about " if deadline is not None else ""
-    times = steps * batch / len(run.training_ids)
-    print(
-        f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
-        f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
-        f"in about {duration(steps * pace)}"
-    )
-    if evaluated < len(run.validation_ids):
-        print(f"         validation reads {evaluated:,} of {len(run.validation_ids):,} characters")
-    return replace(config, max_steps=start + steps, minutes=None, eval_interval=interval)
+    step: float
+    evaluation: float
+
+    def steps_until(self, deadline: float, eval_interval: float) -> int:
+        """Return how many steps, with their evaluations and one at the end, fit before a time."""
+        left = deadline - time.perf_counter() - self.evaluation / 2
+        return max(1, int(left / (self.step + self.evaluation / eval_interval)))
 
 
-def rehearse(run: Run) -> float:
-    """Return the seconds that a training step takes, tried on a copy of the model."""
+def rehearse(run: Run) -> Pace:
+    """Time training steps on a copy of the model, which is then thrown away."""
     model = copy.deepcopy(run.model)
     optimizer = make_optimizer(model, run.optimizer_config)
     take_step = make_step(replace(run, model=model, optimizer=optimizer))
@@ -359,7 +361,41 @@ def rehearse(run: Run) -> float:
         began = time.perf_counter()
         take_step(0).item()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    step = statistics.median(seconds)
+    batch = run.config.batch_size * model.config.block_size
+    # The forward pass is a third of a step's arithmetic.
+    return Pace(step, step / 3 * min(len(run.validation_ids), EVALUATED_CHARACTERS) / batch)
+
+
+def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
+    """Fix how many steps there will be and when to evaluate, and say what to expect.
+
+    Evaluations that are not asked for take at most a tenth of the time: ten in a run, or fewer.
+    """
+    config, start = run.config, run.progress.step
+    steps = config.max_steps - start
+    if deadline is not None:
+        steps = pace.steps_until(deadline, eval_interval=math.inf)
+    interval = config.eval_interval
+    if interval is None:
+        evaluations = min(max(0.1 * steps * pace.step / pace.evaluation, 1), 10)
+        interval = math.ceil(steps / evaluations)
+    about = ""
+    if deadline is not None:
+        about, steps = "about ", pace.steps_until(deadline, interval)
+    batch = config.batch_size * run.model.config.block_size
+    times = steps * batch / len(run.training_ids)
+    print(
+        f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
+        f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
+        f"in about {duration(steps * (pace.step + pace.evaluation / interval) + pace.evaluation)}"
+    )
+    if len(run.validation_ids) > EVALUATED_CHARACTERS:
+        print(
+            f"         validation reads {EVALUATED_CHARACTERS:,} of "
+            f"{len(run.validation_ids):,} characters"
+        )
+    return replace(config, max_steps=start + steps, minutes=None, eval_interval=interval)
 
 
 def make_step(run: Run) -> Callable[[int], Tensor]:
@@ -430,13 +466,18 @@ class StopRequest:
 
     def _note(self, *_: Any) -> None:
         self.made = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        # A signal may arrive in the middle of a print, which print does not bear.
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         signal.signal(signal.SIGINT, self._previous)
 
 
-def train(run: Run, deadline: float | None) -> int:
-    """Train until max_steps or Ctrl-C, and return the exit code."""
-    progress, start, began = run.progress, run.progress.step, time.perf_counter()
+def train(run: Run, pace: Pace, deadline: float | None) -> int:
+    """Train until max_steps or Ctrl-C, and return the exit code.
+
+    With a deadline, max_steps is corrected at each evaluation until the learning rate begins to
+    fall: up to there, it does not depend on max_steps.
+    """
+    progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
     take_step = make_step(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
     bar = tqdm(
@@ -448,59 +489,50 @@ def train(run: Run, deadline: float | None) -> int:
     )
     with bar, StopRequest() as stop:
         for step in itertools.count(start):
-            progress.step = step
-            at_end = step == run.config.max_steps
-            if stop.made and not at_end:
+            progress.step, at_end = step, step == run.config.max_steps
+            due = step % run.config.eval_interval == 0 or at_end
+            if due and step != progress.evaluated_step:
+                evaluation_began = time.perf_counter()
                 progress.loss_sum = loss_sum.item()
-                run.save(LAST)
-                break
-            if step % run.config.eval_interval == 0 or at_end:
-                if deadline is not None:
-                    bar.total = correct_plan(run, step - start, began, deadline)
                 validation_loss = evaluate(run.model, run.validation_ids, run.precision)
-                if not math.isfinite(validation_loss):
-                    bar.close()
-                    print(diverged(run), file=sys.stderr)
-                    return 1
-                progress.loss_sum = loss_sum.item()
-                record(run, validation_loss, time.perf_counter() - began)
+                if not math.isfinite(validation_loss + progress.loss_sum):
+                    break
+                record(run, validation_loss, evaluation_began - began)
                 loss_sum.zero_()
-                progress.loss_count = 0
-            if at_end:
+                pace.evaluation = time.perf_counter() - evaluation_began
+                evaluating += pace.evaluation
+                if step > start:
+                    pace.step = (time.perf_counter() - began - evaluating) / (step - start)
+                if deadline is not None and step < decay_start(
+                    run.config.max_steps, run.optimizer_config
+                ):
+                    max_steps = step + pace.steps_until(deadline, run.config.eval_interval)
+                    run.config, bar.total = replace(run.config, max_steps=max_steps), max_steps
+            if at_end or stop.made:
                 break
             loss = take_step(step)
             loss_sum += loss
             progress.loss_count += 1
             if bar.update():
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    progress.loss_sum = loss_sum.item()
+    if not math.isfinite(progress.loss_sum):
+        print(diverged(run), file=sys.stderr)
+        return 1
     if not at_end:
+        run.save(LAST)
         print(f"\nstopped and saved at step {step:,} of {run.config.max_steps:,}")
     say_farewell(run)
     return 0 if at_end else 130
 
 
-def correct_plan(run: Run, steps_done: int, began: float, deadline: float) -> int:
-    """Fit max_steps to the deadline by the speed so far, and return it.
-
-    This ends where the learning rate begins to fall: until then it does not depend on max_steps.
-    """
-    step, max_steps = run.progress.step, run.config.max_steps
-    if steps_done and step < decay_start(max_steps, run.optimizer_config):
-        now = time.perf_counter()
-        steps_left = (deadline - now) / (now - began) * steps_done
-        max_steps = step + max(1, int(steps_left))
-        run.config = replace(run.config, max_steps=max_steps)
-    return max_steps
-
-
 def record(run: Run, validation_loss: float, seconds: float) -> None:
-    """Save the run, add the evaluation to its log, and show it."""
+    """Log an evaluation, save the run, and show how it is going.
+
+    The log comes first: what it has too much when the machine stops in between is cut off when
+    the run resumes, but what it lacks would be missing for ever.
+    """
     progress, step = run.progress, run.progress.step
-    # An untrained model is never the best, however short the validation part and its luck.
-    if progress.best_step == 0 or validation_loss < progress.best_loss:
-        progress.best_loss, progress.best_step = validation_loss, step
-        run.save(BEST)
-    run.save(LAST)
     training_loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
     sample = write_sample(run)
     line = {
@@ -512,6 +544,12 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         "sample": sample,
     }
     append_to_log(run.folder, line)
+    progress.evaluated_step, progress.loss_sum, progress.loss_count = step, 0.0, 0
+    # An untrained model is never the best, however lucky on a short validation part.
+    if progress.best_step == 0 or validation_loss < progress.best_loss:
+        progress.best_loss, progress.best_step = validation_loss, step
+        run.save(BEST)
+    run.save(LAST)
     trained = "" if training_loss is None else f"training {training_loss:.4f}, "
     tqdm.write(
         f"\nstep {step:,} of {run.config.max_steps:,}: {trained}"

@@ -3,7 +3,6 @@
 python bench/presets.py book.txt tiny:1 small:2
 """
 
-import json
 import math
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from checkpoint import LAST, LOG, load_checkpoint
+from checkpoint import LAST, load_checkpoint, read_log
 
 
 def main() -> None:
@@ -30,14 +29,14 @@ def main() -> None:
             subprocess.run([*command, "--minutes", minutes], check=True, stdout=subprocess.DEVNULL)
             took = (time.perf_counter() - began) / 60
             last = load_checkpoint(Path(run, LAST))
-            log = Path(run, LOG).read_text(encoding="utf-8").splitlines()
+            seconds = read_log(Path(run))[-1]["seconds"]
         steps, best = last.progress.step, last.progress.best_loss
         batch_size = last.settings["train"]["batch_size"]
         characters = steps * batch_size * last.model.config.block_size
         parameters, _ = last.model.count_parameters()
         print(
             f"| `{preset}` | {parameters:,} | {took:.2f} | {steps:,} "
-            f"| {characters / json.loads(log[-1])['seconds']:,.0f} "
+            f"| {characters / seconds:,.0f} "
             f"| {characters / (0.9 * last.text['characters']):.2g} "
             f"| {best:.3f} | {best / math.log(2):.3f} |",
             flush=True,

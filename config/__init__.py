@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from config.hardware import Device, Precision, choose_device, choose_precision
 from config.script import bad_input_exits, run_script
@@ -40,7 +40,8 @@ PRESETS = ("tiny", "mini", "small", "medium", "base")
 Sections = Mapping[str, type]
 Values = Mapping[str, Mapping[str, Any]]
 
-KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text in quotes"}
+TOO_LARGE = 2**31
+KIND_NAMES = {int: "a whole number below 2^31", float: "a finite number", str: "text in quotes"}
 
 
 class SettingsParser(argparse.ArgumentParser):
@@ -72,12 +73,13 @@ class SettingsParser(argparse.ArgumentParser):
         Raises ValueError with one sentence about the first thing that is wrong.
         """
         words = sys.argv[1:] if argv is None else argv
-        arguments, unknown = self.parse_known_intermixed_args(map(_with_underscores, words))
+        words = [self._with_underscores(word) for word in words]
+        arguments, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             word = unknown[0].partition("=")[0]
-            if not word.startswith("-"):
-                raise ValueError(f"there is no use for {word!r}; see --help")
-            raise ValueError(f"there is no {word}{_suggest(word, self._option_string_actions)}")
+            known = {flag.lstrip("-"): flag for flag in self._option_string_actions}
+            guess = _suggest(word.lstrip("-"), known, "--") if word.startswith("-") else ""
+            raise ValueError(f"there is no use for {word!r}{guess or '; see --help'}")
         given = vars(arguments)
         flags = {
             name: {
@@ -90,7 +92,15 @@ class SettingsParser(argparse.ArgumentParser):
         return arguments, flags
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += " (one that begins with a dash is written --flag=VALUE)"
         raise ValueError(f"{message}; see --help")
+
+    def _with_underscores(self, word: str) -> str:
+        """Accept --n-layer for --n_layer."""
+        flag, equals, value = word.partition("=")
+        written = "--" + flag.removeprefix("--").replace("-", "_")
+        return written + equals + value if written in self._option_string_actions else word
 
 
 def load_preset(preset: str, sections: Sections) -> Values:
@@ -143,8 +153,10 @@ def build(sections: Sections, *layers: Values) -> list[Any]:
 
 def _declaration(section: type, name: str) -> tuple[Any, str]:
     """Return the type and the help of a field."""
-    annotated = typing.get_type_hints(section, include_extras=True)[name]
-    return annotated.__origin__, annotated.__metadata__[0]
+    hint = typing.get_type_hints(section, include_extras=True)[name]
+    if typing.get_origin(hint) is Annotated:
+        return hint.__origin__, hint.__metadata__[0]
+    return hint, ""
 
 
 def _without_none(kind: Any) -> Any:
@@ -169,9 +181,13 @@ def _checked(section: type, key: str, value: Any, where: str = "") -> Any:
         if value in choices:
             return value
         raise ValueError(f"{where}{key} is {value!r}; it must be {' or '.join(choices)}")
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < TOO_LARGE:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if (
+        type(value) is not kind
+        or (kind is float and not math.isfinite(value))
+        or (kind is int and abs(value) >= TOO_LARGE)
+    ):
         raise ValueError(f"{where}{key} is {value!r}; it must be {KIND_NAMES[kind]}")
     return value
 
@@ -187,14 +203,6 @@ def _from_word(section: type, key: str, word: str) -> Any:
     return _checked(section, key, value)
 
 
-def _with_underscores(word: str) -> str:
-    """Accept --n-layer for --n_layer."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
+def _suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
     nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""

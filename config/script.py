@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -30,9 +31,14 @@ def bad_input_exits(program: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:
-            sentence = f"{error.filename}: {error.strerror}"
+            sentence = f"{error.filename or 'the system says'}: {error.strerror}"
+        if isinstance(error, MemoryError | RuntimeError):
+            # torch raises RuntimeError, with "memory" or "size" in it, for what it cannot allocate.
+            if isinstance(error, RuntimeError) and not re.search("memory|size", sentence):
+                raise
+            sentence = "there is not enough memory for a model or batch of this size"
         print(f"{program}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None

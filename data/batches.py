@@ -62,11 +62,11 @@ def read_in_order(
     """
     n_targets = len(ids) - 1
     n_windows = n_targets // block_size
-    wanted = torch.arange(n_windows)
+    wanted = torch.arange(n_windows)  # which of the windows to read
     if max_characters is not None and n_targets > max_characters:
         n_read = max(1, max_characters // block_size)
         wanted = torch.arange(n_read) * n_windows // n_read
-    for starts in (wanted * block_size).split(batch_size):
+    for starts in (wanted * block_size).split(batch_size) if n_windows else ():
         windows = ids[starts[:, None] + torch.arange(block_size + 1)]  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]
     rest = ids[n_windows * block_size :]

@@ -1,6 +1,8 @@
 """From paths to one text: which files are read, and how they become one string."""
 
+import functools
 import hashlib
+import os
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ class Text:
     n_files: int
     n_skipped: int = 0
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """The fingerprint by which a resumed run knows its text again."""
         return hashlib.sha256(self.characters.encode()).hexdigest()
@@ -54,8 +56,8 @@ def read_text(paths: Sequence[str]) -> Text:
     characters = _join(files)
     if not characters:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
-    # resolve() names the folder itself where the path is "." or "..".
-    name = Path(paths[0]).resolve().stem
+    # abspath names the folder itself where the path is "." or "..".
+    name = Path(os.path.abspath(paths[0])).stem
     if len(paths) > 1:
         name += f"-and-{len(paths) - 1}-more"
     return Text(name, characters, len(files), n_skipped)
@@ -88,18 +90,16 @@ def _join(files: Sequence[Path]) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
+    """Find the files below a folder, except hidden ones and those of training runs."""
     return sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not any(path.parent.glob("*.safetensors"))
     )
 
 
 def _is_binary(path: Path) -> bool:
     with path.open("rb") as file:
         return b"\0" in file.read(BINARY_PROBE)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

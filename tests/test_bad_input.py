@@ -22,7 +22,7 @@ TRAIN = [
     ("book.txt --preset mine.toml", "there is no preset file mine.toml"),
     ("book.txt --preset wrong.toml", "[model] has no key 'n_layers' (did you mean n_layer?)"),
     ("book.txt --preset broken.toml", "broken.toml is not a TOML file"),
-    ("book.txt --n_layers 4", "there is no --n_layers (did you mean --n_layer?)"),
+    ("book.txt --n_layers 4", "no use for '--n_layers' (did you mean --n_layer?)"),
     ("book.txt --n_layer four", "n_layer is 'four'; it must be a whole number"),
     ("book.txt --n_layer 1.5", "n_layer is '1.5'; it must be a whole number"),
     ("book.txt --n_layer -1", "n_layer is -1; it must be at least 1"),
@@ -38,7 +38,12 @@ TRAIN = [
     ("book.txt --minutes 1 --max_steps 9", "give one"),
     ("book.txt --seed -1", "seed is -1"),
     ("book.txt --out out/trained", "already holds a run; go on with it by --resume out/trained"),
-    ("book.txt --out book.txt", "--out book.txt is a file"),
+    ("book.txt --out book.txt", "book.txt is a file; name a folder for the run with --out"),
+    ("book.txt --out out/best-only", "already holds a run"),
+    ("book.txt --n_embd 2000000000", "not enough memory"),
+    ("book.txt --batch_size 99999999999999999999", "a whole number below 2^31"),
+    ("book.txt --epochs 3", "there is no use for '--epochs'; see --help"),
+    ("book.txt --resume=", "the folder '' does not hold a run"),
     ("--resume out/trianed", "there is no run 'out/trianed' (did you mean 'out/trained'?)"),
     ("--resume out/trained", "out/trained is at step 20 and max_steps is 20"),
     ("--resume out/trained --max_steps 9", "out/trained is at step 20 and max_steps is 9"),
@@ -55,6 +60,8 @@ SAMPLE = [
     ("book.txt", "book.txt cannot be used: it is damaged, or no checkpoint"),
     ("foreign.safetensors", "chargpt did not write it"),
     ("out/damaged", "best.safetensors cannot be used: it is damaged"),
+    ("out/trained --prompt -Ada", "one that begins with a dash is written --flag=VALUE"),
+    ("out/trained --length 99999999999999999999", "a whole number below 2^31"),
     ("out/trained --prompt Adé", "'é' (character 3; nearest known: 'e'); --unknown skip"),
     ("out/trained --prompt_file missing", "missing: No such file or directory"),
     ("out/trained --prompt a --prompt_file b", "give one"),
@@ -69,7 +76,7 @@ SAMPLE = [
     ("out/trained --length 0", "length is 0; it must be at least 1"),
     ("out/trained --num_samples 0", "num_samples is 0; it must be at least 1"),
     ("out/trained --unknown drop", "unknown is 'drop'; it must be refuse or skip"),
-    ("out/trained --temprature 1", "there is no --temprature (did you mean --temperature?)"),
+    ("out/trained --temprature 1", "no use for '--temprature' (did you mean --temperature?)"),
     ("out/trained out/trained", "there is no use for 'out/trained'"),
     ("out/trained --seed 1e3", "seed is '1e3'; it must be a whole number"),
 ]
@@ -118,6 +125,7 @@ def test_wrong_input_gets_a_sentence(script, words, sentence, capsys):
 
 
 def test_without_a_run_sample_says_how_to_get_one(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit_:
         sample.main([])
+    assert exit_.value.code == 2
     assert "out yet; train one: python train.py" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import resource
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,21 @@ from checkpoint import (
     load_checkpoint,
     load_model,
     newest_run,
+    read_log,
+    restore_optimizer,
     save_checkpoint,
 )
 from data import Vocabulary
 from model import GPT, GPTConfig
+from optimizer import OptimizerConfig, make_optimizer, memory_shapes
 
 
 def make_checkpoint() -> Checkpoint:
     vocabulary = Vocabulary.of('naïve 李雷\n\0"\\')
     model = GPT(GPTConfig(4, 1, 1, 4), len(vocabulary))
-    return Checkpoint(model, vocabulary, {"paths": ["a b.txt"]}, {"train": {"seed": 1}})
+    return Checkpoint(
+        model, vocabulary, {"paths": ["a b.txt"], "sha256": "0"}, {"train": {"seed": 1}}
+    )
 
 
 def rewrite(path: Path, change) -> None:
@@ -54,7 +58,6 @@ def test_everything_comes_back():
     assert loaded.vocabulary.characters == saved.vocabulary.characters
     assert (loaded.text, loaded.settings) == (saved.text, saved.settings)
     assert loaded.progress == saved.progress
-    assert torch.equal(loaded.optimizer["head.weight.exp_avg"], torch.rand(3)) is False
     torch.testing.assert_close(loaded.optimizer, saved.optimizer, rtol=0, atol=0)
     torch.testing.assert_close(loaded.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
     ids = torch.tensor([[0, 1, 2]])
@@ -84,6 +87,7 @@ def test_equal_checkpoints_are_equal_files():
 def test_write_that_fails_leaves_the_old_file_and_nothing_else():
     save_checkpoint(Path("a"), make_checkpoint())
     before = Path("a").read_bytes()
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -133,7 +137,12 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
         (lambda r, t: r["model"].update(n_layer=2), "damaged"),
         (lambda r, t: r["model"].update(n_layer="2"), "n_layer is '2'; it must be a whole number"),
         (lambda r, t: r["model"].update(n_embd=8), "damaged"),
-        (lambda r, t: r.update(progress=[]), "damaged"),
+        (lambda r, t: r.update(progress=[]), "must be a section of keys"),
+        (lambda r, t: r["progress"].update(step="5"), "step is '5'; it must be a whole number"),
+        (lambda r, t: r.update(text=None), "damaged"),
+        (lambda r, t: r["text"].pop("sha256"), "damaged"),
+        (lambda r, t: r["text"].update(paths=[1]), "damaged"),
+        (lambda r, t: r.update(settings=[1]), "damaged"),
         (lambda r, t: t.pop("head.weight"), "damaged"),
         (lambda r, t: t.update(other=torch.zeros(1)), "damaged"),
         (lambda r, t: t.update({"norm.bias": torch.zeros(4).half()}), "not all float32"),
@@ -161,9 +170,33 @@ def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
 
 def test_log_is_cut_where_a_run_resumes():
     for step in (0, 10, 20):
-        append_to_log(Path(), {"step": step, "seconds": step / 10, "sample": "Zoë\n"})
+        append_to_log(Path(), {"step": step, "seconds": step / 10, "sample": "Zoë\u2028\n"})
+    with Path(LOG).open("a") as file:
+        file.write('{"step": 3')
     assert cut_log(Path(), 10) == 1.0
-    assert [json.loads(line)["step"] for line in Path(LOG).read_text().splitlines()] == [0]
+    assert [line["step"] for line in read_log(Path())] == [0, 10]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.clear(),
+        lambda tensors: tensors.pop("head.bias.exp_avg"),
+        lambda tensors: tensors.update({"head.bias.exp_avg": torch.zeros(3)}),
+        lambda tensors: tensors.update({"head.tail.exp_avg": torch.zeros(3)}),
+    ],
+)
+def test_optimizer_that_does_not_fit_is_refused(trained, change):
+    saved = load_checkpoint(Path(trained, LAST))
+    optimizer = make_optimizer(saved.model, OptimizerConfig())
+    shapes = memory_shapes(saved.model)
+    restore_optimizer(saved.model, optimizer, saved.optimizer, shapes)
+    assert torch.equal(
+        optimizer.state[saved.model.head.bias]["exp_avg"], saved.optimizer["head.bias.exp_avg"]
+    )
+    change(saved.optimizer)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        restore_optimizer(saved.model, optimizer, saved.optimizer, shapes)
 
 
 def test_nothing_reads_pickles():

@@ -1,6 +1,5 @@
 """A run learns, can be stopped and gone on with, and is decided by its settings alone."""
 
-import json
 import math
 import os
 import signal
@@ -16,13 +15,13 @@ from conftest import SMALL
 from torch.nn import functional as F
 
 import train
-from checkpoint import BEST, LAST, LOG, load_checkpoint
+from checkpoint import BEST, LAST, load_checkpoint, read_log
 from data import Vocabulary, split
 from model import GPT, GPTConfig
 
 
 def log(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(run, LOG).read_text(encoding="utf-8").splitlines()]
+    return read_log(Path(run))
 
 
 def weights(run: str) -> dict:
@@ -67,6 +66,7 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book):
     words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "400", "--eval_interval", "40"]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
+    # The steps depend on nothing but the settings, so it does not matter where the signal comes.
     with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         next(line for line in process.stdout if line.startswith("step 40 of"))
         process.send_signal(signal.SIGINT)
@@ -118,12 +118,24 @@ def test_evaluation_is_the_mean_over_every_character_of_the_text():
     assert model.training
 
 
-def test_finished_run_goes_on_when_told_to(trained, capsys):
-    assert train.main(["--resume", trained, "--max_steps", "30"]) == 0
-    steps = [line["step"] for line in log(trained)]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 30
-    assert f"resumed  {trained} at step 20" in capsys.readouterr().out
+def test_finished_run_goes_on_when_told_to(book, capsys):
+    words = [book, *SMALL, "--max_steps", "25", "--eval_interval", "10"]
+    assert train.main([*words, "--out", "out/a"]) == 0
+    before = log("out/a")
+    assert train.main(["--resume", "out/a", "--max_steps", "42"]) == 0
+    assert [line["step"] for line in log("out/a")] == [0, 10, 20, 25, 30, 40, 42]
+    assert log("out/a")[:4] == before
+    assert "resumed  out/a at step 25" in capsys.readouterr().out
+
+
+def test_very_long_validation_part_is_read_in_part(monkeypatch):
+    monkeypatch.setattr(train, "EVALUATED_CHARACTERS", 16)
+    torch.manual_seed(1)
+    model, ids = GPT(GPTConfig(8, 1, 1, 4), 5), torch.randint(5, (83,))
+    # Two of ten windows: the one at the beginning and the one in the middle.
+    parts = [F.cross_entropy(model(ids[None, i : i + 8])[0], ids[i + 1 : i + 9]) for i in (0, 40)]
+    expected = sum(part.item() for part in parts) / 2
+    assert train.evaluate(model, ids, torch.float32) == pytest.approx(expected, rel=1e-5)
 
 
 def test_run_goes_on_when_its_text_has_moved(trained, book):
@@ -131,23 +143,26 @@ def test_run_goes_on_when_its_text_has_moved(trained, book):
     assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0
 
 
-def test_minutes_fix_the_number_of_steps_with_the_decay_included(book):
-    assert train.main([book, *SMALL, "--minutes", "0.03"]) == 0
+def test_minutes_are_kept_with_the_decay_included(book):
+    began = time.perf_counter()
+    assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
+    assert 3 < time.perf_counter() - began < 9
     saved = load_checkpoint(Path("out/book-tiny", LAST))
-    assert saved.progress.step == saved.settings["train"]["max_steps"] > 10
-    assert log("out/book-tiny")[-1]["learning_rate"] == 0
+    assert saved.progress.step == saved.settings["train"]["max_steps"]
 
 
-def test_plan_is_corrected_by_the_speed_so_far_until_the_decay(book):
-    arguments, flags = train.command_line().parse([book, *SMALL, "--max_steps", "1000"])
-    run = train.begin(arguments, flags)
-    now = time.perf_counter()
-    run.progress.step = 100
-    # 100 steps took 10 s, 30 s are left: 300 more steps.
-    assert train.correct_plan(run, 100, now - 10, now + 30) == pytest.approx(400, abs=2)
-    assert run.config.max_steps == pytest.approx(400, abs=2)
-    run.progress.step = 300
-    assert train.correct_plan(run, 300, now - 10, now + 1000) == run.config.max_steps < 402
+def test_steps_fit_before_the_deadline_with_their_evaluations():
+    pace = train.Pace(step=0.1, evaluation=2.0)
+    # 100 steps take 10 s, their 10 evaluations 20 s and the one at the end 1 to 2 s.
+    steps = pace.steps_until(time.perf_counter() + 31, eval_interval=10)
+    assert steps == pytest.approx(100, abs=1)
+    assert pace.steps_until(time.perf_counter() - 5, eval_interval=10) == 1
+
+
+def test_minutes_of_a_preset_yield_to_max_steps(book):
+    Path("timed.toml").write_text("[train]\nminutes = 5\n")
+    assert train.main([book, "--preset", "timed.toml", "--n_embd", "8", "--max_steps", "2"]) == 0
+    assert load_checkpoint(Path("out/book-timed", LAST)).progress.step == 2
 
 
 def test_loss_that_is_no_number_stops_the_run(book, capsys):
