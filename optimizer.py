@@ -63,18 +63,12 @@ def memory_shapes(model: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def decay_start(max_steps: int, config: OptimizerConfig) -> int:
-    """Return the step from which the learning rate falls."""
-    return max_steps - round(config.decay * max_steps)
-
-
 def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
     """Return the learning rate of a step: it rises, stays, and falls linearly to almost 0.
 
-    Before the decay it does not depend on max_steps, so until then a run can be made longer or
-    shorter. "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations"
-    (Haegele et al., 2024).
+    Until it falls it does not depend on max_steps, so a run can still be made longer. "Scaling
+    Laws and Compute-Optimal Training Beyond Fixed Training Durations" (Hägele et al., 2024).
     """
     rise = (step + 1) / (config.warmup_steps + 1)
-    fall = (max_steps - step) / max(1, max_steps - decay_start(max_steps, config))
+    fall = (max_steps - step) / (config.decay * max_steps)
     return config.learning_rate * min(1.0, rise, fall)

@@ -61,7 +61,6 @@ from data import (
 from model import GPT, GPTConfig, SamplingConfig
 from optimizer import (
     OptimizerConfig,
-    decay_start,
     learning_rate,
     make_optimizer,
     memory_shapes,
@@ -474,8 +473,7 @@ class StopRequest:
 def train(run: Run, pace: Pace, deadline: float | None) -> int:
     """Train until max_steps or Ctrl-C, and return the exit code.
 
-    With a deadline, max_steps is corrected at each evaluation until the learning rate begins to
-    fall: up to there, it does not depend on max_steps.
+    With a deadline, max_steps is corrected at each evaluation by the speed so far.
     """
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
     take_step = make_step(run)
@@ -503,9 +501,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 evaluating += pace.evaluation
                 if step > start:
                     pace.step = (time.perf_counter() - began - evaluating) / (step - start)
-                if deadline is not None and step < decay_start(
-                    run.config.max_steps, run.optimizer_config
-                ):
+                if deadline is not None and not at_end:
                     max_steps = step + pace.steps_until(deadline, run.config.eval_interval)
                     run.config, bar.total = replace(run.config, max_steps=max_steps), max_steps
             if at_end or stop.made:
