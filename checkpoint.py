@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,36 +177,41 @@ def cut_log(run: Path, step: int) -> float:
     return kept[-1]["seconds"] if kept else 0.0
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimizer remembers of each parameter, as "<parameter>.<what>"."""
+def optimizer_tensors(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Return what optimizers remember of each parameter, as "<parameter>.<what>"."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{name}.{what}": tensor
-        for name, parameter in model.named_parameters()
-        for what, tensor in optimizer.state[parameter].items()
+        f"{names[parameter]}.{what}": tensor
+        for optimizer in optimizers
+        for parameter, memory in optimizer.state.items()
+        for what, tensor in memory.items()
     }
 
 
-def restore_optimizer(
+def restore_optimizers(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Iterable[torch.optim.Optimizer],
     tensors: dict[str, Tensor],
     expected: dict[str, torch.Size],
 ) -> None:
-    """Give a new optimizer the memory that `optimizer_tensors` returned of an old one.
+    """Give new optimizers the memory that `optimizer_tensors` returned of old ones.
 
-    `expected` names the tensors and their shapes, which the optimizer itself does not check.
+    `expected` names the tensors and their shapes, which the optimizers themselves do not check.
     """
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise ValueError("the optimizer's part of the checkpoint does not fit the model")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = optimizer.state_dict()
-    state["state"] = {i: {} for i in range(len(parameters))}
-    position = {names[parameter]: i for i, parameter in enumerate(parameters)}
+    memory: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
     for key, tensor in tensors.items():
         name, _, what = key.rpartition(".")
-        state["state"][position[name]][what] = tensor
-    optimizer.load_state_dict(state)
+        memory[name][what] = tensor
+    for optimizer in optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = optimizer.state_dict()
+        state["state"] = {i: memory[names[p]] for i, p in enumerate(parameters)} if tensors else {}
+        optimizer.load_state_dict(state)
 
 
 def _log_line(line: dict[str, Any]) -> str:

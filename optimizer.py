@@ -1,74 +1,190 @@
-"""AdamW with its parameter groups, and the learning rate of every step."""
+"""Muon for the matrices of the blocks, AdamW for the rest, and the schedule of both."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+MOMENTUM_WARMUP = 300
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How the weights are moved."""
 
-    learning_rate: Annotated[float, "highest learning rate of the run"] = 2e-3
-    warmup_steps: Annotated[int, "steps in which the learning rate rises from 0"] = 50
-    decay: Annotated[float, "share of the run, at its end, in which it falls to 0"] = 0.6
-    weight_decay: Annotated[float, "pull of matrices and embeddings towards 0"] = 0.1
+    optimizer: Annotated[
+        Literal["muon", "adamw"], "muon: for the blocks' matrices, adamw for the rest"
+    ] = "muon"
+    learning_rate: Annotated[float, "highest learning rate of AdamW"] = 6e-3
+    muon_learning_rate: Annotated[float, "highest learning rate of Muon"] = 0.03
+    warmup_steps: Annotated[int, "steps in which the learning rates rise from 0"] = 20
+    decay: Annotated[float, "share of the run, at its end, in which they fall to 0"] = 0.7
+    weight_decay: Annotated[float, "pull of AdamW's matrices and embeddings towards 0"] = 0.1
+    muon_momentum: Annotated[float, "memory of Muon's mean of gradients"] = 0.95
     beta1: Annotated[float, "memory of AdamW's mean of gradients"] = 0.9
     beta2: Annotated[float, "memory of AdamW's mean of squared gradients"] = 0.99
     grad_clip: Annotated[float, "gradients longer than this are shortened to it"] = 1.0
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be more than 0")
+        for name in ("learning_rate", "muon_learning_rate", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; it must be more than 0 and at most 1")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
-        if not self.grad_clip > 0:
-            raise ValueError(f"grad_clip is {self.grad_clip}; it must be more than 0")
+        for name, lowest in [("muon_momentum", 0.1), ("beta1", 0.0), ("beta2", 0.0)]:
+            value = getattr(self, name)
+            if not lowest <= value < 1:
+                raise ValueError(f"{name} is {value}; it must be from {lowest:g} to below 1")
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over all parameters; only matrices and embeddings decay.
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every step is an orthogonal matrix: all directions move equally far.
 
-    "Decoupled Weight Decay Regularization" (Loshchilov and Hutter, 2019), algorithm 2.
+    A parameter made of several matrices, such as the joined projections to Q, K and V, is given
+    as (parameter, how many), and each of them is orthogonalised by itself. "Muon: An optimizer
+    for hidden layers in neural networks" (Jordan et al., 2024).
     """
-    parameters = list(model.parameters())
+
+    def __init__(
+        self,
+        matrices: Sequence[tuple[nn.Parameter, int]],
+        lr: float,
+        momentum: float,
+        precision: torch.dtype,
+    ):
+        super().__init__([p for p, _ in matrices], {"lr": lr, "momentum": momentum})
+        self.parts = [parts for _, parts in matrices]
+        self.precision = precision
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move each matrix along its orthogonalised momentum."""
+        (group,) = self.param_groups
+        parameters, mu = group["params"], group["momentum"]
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - mu)
+        # Nesterov's form looks one step ahead.
+        ahead = torch._foreach_lerp(gradients, momenta, mu)
+        pieces = [
+            piece.to(self.precision)
+            for matrix, parts in zip(ahead, self.parts, strict=True)
+            for piece in matrix.chunk(parts)
+        ]
+        directions = iter(orthogonalize(pieces))
+        for parameter, parts in zip(parameters, self.parts, strict=True):
+            for piece in parameter.chunk(parts):
+                # A tall matrix gets longer steps, so that its outputs change as much as others'.
+                stretch = max(1, piece.size(0) / piece.size(1)) ** 0.5
+                piece.add_(next(directions), alpha=-group["lr"] * stretch)
+
+
+def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return for each matrix U S V^T roughly U V^T, with singular values from 0.7 to 1.2.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024), whose polynomial
+    a x + b x^3 + c x^5 drives every singular value towards 1. Matrices of one shape go through
+    together: one at a time, Muon would take a third of a step on a CPU.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    batches: dict[torch.Size, list[int]] = defaultdict(list)
+    # Of a matrix and its transpose, the flat one has the smaller X X^T.
+    flat = [matrix.T if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
+    for i, matrix in enumerate(flat):
+        batches[matrix.shape].append(i)
+    directions = list(matrices)
+    for indices in batches.values():
+        X = torch.stack([flat[i] for i in indices])
+        X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(5):
+            A = X @ X.mT
+            X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+        for i, direction in zip(indices, X, strict=True):
+            directions[i] = direction if flat[i] is matrices[i] else direction.T
+    return directions
+
+
+def make_optimizers(
+    model: nn.Module, config: OptimizerConfig, precision: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that share the parameters of a model between them.
+
+    Muon moves the matrices inside the blocks, AdamW the rest: matrices and embeddings with weight
+    decay ("Decoupled Weight Decay Regularization", Loshchilov and Hutter, 2019, algorithm 2),
+    biases and norms, which only shift and scale, without.
+    """
+    with_muon, decaying, others = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            others.append(parameter)
+        elif config.optimizer == "muon" and name.startswith("blocks."):
+            # The projections to Q, K and V are three matrices that lie in one parameter.
+            with_muon.append((parameter, 3 if name.endswith("qkv.weight") else 1))
+        else:
+            decaying.append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        # Biases and norms only shift and scale: nothing is gained by keeping them small.
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    ]
+    if with_muon:
+        muon = Muon(with_muon, config.muon_learning_rate, config.muon_momentum, precision)
+        optimizers.append(muon)
+    return optimizers
 
 
-def memory_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Return what AdamW remembers of each parameter once it has made a step, and in what shape."""
-    return {
-        f"{name}.{what}": shape
-        for name, parameter in model.named_parameters()
-        for what, shape in [
-            ("step", torch.Size()),
-            ("exp_avg", parameter.shape),
-            ("exp_avg_sq", parameter.shape),
-        ]
-    }
+def memory_shapes(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.Size]:
+    """Return what optimizers remember of each parameter once they have moved it: "name.what"."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    shapes = {}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            name, shape = names[parameter], parameter.shape
+            if isinstance(optimizer, Muon):
+                shapes[f"{name}.momentum"] = shape
+            else:
+                shapes |= {f"{name}.exp_avg": shape, f"{name}.exp_avg_sq": shape}
+                shapes[f"{name}.step"] = torch.Size()
+    return shapes
 
 
-def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """Return the learning rate of a step: it rises, stays, and falls linearly to almost 0.
+def schedule(step: int, max_steps: int, config: OptimizerConfig) -> float:
+    """Return the share of the highest learning rates that a step has: up, level, down to almost 0.
 
     Until it falls it does not depend on max_steps, so a run can still be made longer. "Scaling
     Laws and Compute-Optimal Training Beyond Fixed Training Durations" (Hägele et al., 2024).
     """
     rise = (step + 1) / (config.warmup_steps + 1)
     fall = (max_steps - step) / (config.decay * max_steps)
-    return config.learning_rate * min(1.0, rise, fall)
+    return min(1.0, rise, fall)
+
+
+def set_schedule(
+    optimizers: Iterable[torch.optim.Optimizer], step: int, max_steps: int, config: OptimizerConfig
+) -> None:
+    """Give every parameter group the learning rate, and Muon the momentum, of a step."""
+    share = schedule(step, max_steps, config)
+    # Young gradients are soon out of date, so at first the mean forgets faster.
+    youth = max(0.0, 1 - step / MOMENTUM_WARMUP)
+    for optimizer in optimizers:
+        highest, groups = config.learning_rate, optimizer.param_groups
+        if isinstance(optimizer, Muon):
+            highest = config.muon_learning_rate
+            groups[0]["momentum"] = config.muon_momentum - 0.1 * youth
+        for group in groups:
+            group["lr"] = highest * share

@@ -136,10 +136,10 @@ def build(sections: Sections, *layers: Values) -> list[Any]:
     merged: dict[str, dict[str, Any]] = {name: {} for name in sections}
     for layer in layers:
         for name, values in layer.items():
-            for section, settings in sections.items():
-                if name in (field.name for field in fields(settings)):
-                    raise ValueError(f"the key {name!r} belongs below [{section}]")
             if name not in sections:
+                for section, settings in sections.items():
+                    if name in (field.name for field in fields(settings)):
+                        raise ValueError(f"the key {name!r} belongs below [{section}]")
                 raise ValueError(
                     f"there is no section [{name}]{_suggest(name, sections)}; "
                     f"there are {', '.join(f'[{known}]' for known in sections)}"

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+NO_MEMORY = "allocate memory|out of memory|Storage size"
+
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a script and exit with its code, or that of what stopped it."""
@@ -36,8 +38,8 @@ def bad_input_exits(program: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             sentence = f"{error.filename or 'the system says'}: {error.strerror}"
         if isinstance(error, MemoryError | RuntimeError):
-            # torch raises RuntimeError, with "memory" or "size" in it, for what it cannot allocate.
-            if isinstance(error, RuntimeError) and not re.search("memory|size", sentence):
+            # What torch cannot allocate is a RuntimeError among others.
+            if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, sentence):
                 raise
             sentence = "there is not enough memory for a model or batch of this size"
         print(f"{program}: {sentence}", file=sys.stderr)

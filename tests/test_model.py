@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, KVCache, SamplingConfig, attention, draw
+from model import GPT, GPTConfig, KVCache, SamplingConfig, attention, draw, drop
 
 GREEDY = SamplingConfig(temperature=0)
 
@@ -154,6 +154,20 @@ def test_generate_switches_dropout_off_and_on_again():
     model.train()
     assert take(model, torch.tensor([[1]]), 20) == take(model, torch.tensor([[1]]), 20)
     assert model.training
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
+def test_drop_keeps_the_mean_and_drops_its_share(p):
+    torch.manual_seed(1)
+    n = 1_000_003
+    dropped = drop(torch.ones(n), p)
+    share = min(round(256 * p), 255) / 256
+    zeros = (dropped == 0).float()
+    # Each eighth element comes from the same byte of a word.
+    for mean in (zeros.mean(), *(zeros[i::8].mean() for i in range(8))):
+        assert mean.item() == pytest.approx(share, abs=5 * (share * (1 - share) * 8 / n) ** 0.5)
+    assert dropped.max().item() == pytest.approx(1 / (1 - share))
+    assert drop(torch.ones(3, 5), 0.0).sum() == 15
 
 
 def test_dropout_changes_training_only():

@@ -1,52 +1,139 @@
-"""The learning rate of every step, and which parameters decay."""
+"""The schedule of a run, which optimizer moves which parameter, and how Muon moves it."""
 
 import pytest
 import torch
 
+from checkpoint import optimizer_tensors
 from model import GPT, GPTConfig
-from optimizer import OptimizerConfig, learning_rate, make_optimizer
+from optimizer import (
+    Muon,
+    OptimizerConfig,
+    make_optimizers,
+    memory_shapes,
+    orthogonalize,
+    schedule,
+    set_schedule,
+)
 
-CONFIG = OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay=0.5)
+CONFIG = OptimizerConfig(warmup_steps=10, decay=0.5)
+
+
+def small_model() -> GPT:
+    torch.manual_seed(1)
+    return GPT(GPTConfig(8, 2, 1, 4), 5)
 
 
 def test_learning_rate_rises_stays_and_falls_to_almost_nothing():
-    rates = [learning_rate(step, 100, CONFIG) for step in range(100)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[0] == pytest.approx(1 / 11)
-    assert rates[10:51] == [1.0] * 41
-    assert rates[50:] == sorted(rates[50:], reverse=True)
-    assert rates[75] == pytest.approx(0.5)
-    assert rates[99] == pytest.approx(0.02)
+    shares = [schedule(step, 100, CONFIG) for step in range(100)]
+    assert shares[:10] == sorted(shares[:10])
+    assert shares[0] == pytest.approx(1 / 11)
+    assert shares[10:51] == [1.0] * 41
+    assert shares[50:] == sorted(shares[50:], reverse=True)
+    assert shares[75] == pytest.approx(0.5)
+    assert shares[99] == pytest.approx(0.02)
 
 
 def test_length_of_the_run_does_not_matter_before_the_decay():
     for step in range(50):
-        assert learning_rate(step, 100, CONFIG) == learning_rate(step, 10_000, CONFIG)
+        assert schedule(step, 100, CONFIG) == schedule(step, 10_000, CONFIG)
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 3])
 def test_short_run_still_learns(max_steps):
-    assert all(learning_rate(step, max_steps, CONFIG) > 0 for step in range(max_steps))
+    assert all(schedule(step, max_steps, CONFIG) > 0 for step in range(max_steps))
 
 
-def test_every_parameter_is_moved_and_only_matrices_decay():
-    model = GPT(GPTConfig(8, 1, 1, 4), 5)
-    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.5))
-    decaying, others = (group["params"] for group in optimizer.param_groups)
-    assert len(decaying) + len(others) == len(list(model.parameters()))
+def test_schedule_reaches_every_group():
+    config = OptimizerConfig(learning_rate=0.5, muon_learning_rate=2.0, warmup_steps=0, decay=1)
+    adamw, muon = make_optimizers(small_model(), config, torch.float32)
+    set_schedule([adamw, muon], 50, 100, config)
+    assert [group["lr"] for group in adamw.param_groups] == [0.25, 0.25]
+    assert [group["lr"] for group in muon.param_groups] == [1.0]
+    momenta = []
+    for step in (0, 150, 300, 1000):
+        set_schedule([adamw, muon], step, 2000, config)
+        momenta.append(muon.param_groups[0]["momentum"])
+    assert momenta == pytest.approx([0.85, 0.9, 0.95, 0.95])
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_every_parameter_is_moved_by_one_optimizer(name):
+    model = small_model()
+    optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
+    moved = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(moved) == len(set(moved)) == len(list(model.parameters()))
+    adamw = optimizers[0]
+    decaying, others = (group["params"] for group in adamw.param_groups)
     assert {p.dim() for p in decaying} == {2}
     assert {p.dim() for p in others} == {1}
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+    in_blocks = {p for p in model.blocks.parameters() if p.dim() == 2}
+    assert set(decaying) & in_blocks == (in_blocks if name == "adamw" else set())
 
 
-def test_first_step_is_adamw_written_out():
-    parameter = torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(parameter.weight, 2.0)
-    optimizer = make_optimizer(parameter, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
-    parameter.weight.grad = torch.full_like(parameter.weight, 3.0)
-    optimizer.step()
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_memory_shapes_are_those_after_a_step(name):
+    model = small_model()
+    optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
+    model(torch.tensor([[1, 2]])).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    tensors = optimizer_tensors(model, optimizers)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == (
+        memory_shapes(model, optimizers)
+    )
+
+
+def test_first_step_of_adamw_written_out():
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, 2.0)
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+    (adamw,) = make_optimizers(layer, config, torch.float32)
+    layer.weight.grad = torch.full_like(layer.weight, 3.0)
+    adamw.step()
     # After one step the mean over the root of the mean square is the sign of the gradient.
-    assert parameter.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
+    assert layer.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (24, 6), (6, 24)])
+def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(shape):
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    U, _, V = torch.linalg.svd(matrix, full_matrices=False)
+    (result,) = orthogonalize([matrix])
+    # In the basis of its singular vectors it is diagonal, with entries near 1.
+    core = U.T @ result @ V.T
+    values = core.diagonal()
+    torch.testing.assert_close(core, values.diag(), rtol=0, atol=1e-4)
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+
+
+def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
+    torch.manual_seed(1)
+    matrices = [torch.randn(shape) for shape in [(4, 4), (16, 4), (4, 4), (4, 16), (16, 4)]]
+    together = orthogonalize(matrices)
+    for matrix, result in zip(matrices, together, strict=True):
+        torch.testing.assert_close(result, orthogonalize([matrix])[0])
+
+
+def test_two_steps_of_muon_written_out():
+    torch.manual_seed(1)
+    qkv, up = torch.nn.Parameter(torch.zeros(12, 4)), torch.nn.Parameter(torch.zeros(16, 4))
+    muon = Muon([(qkv, 3), (up, 1)], lr=0.5, momentum=0.9, precision=torch.float32)
+    expected, means = [torch.zeros(12, 4), torch.zeros(16, 4)], [0.0, 0.0]
+    for _ in range(2):
+        for i, parameter in enumerate((qkv, up)):
+            gradient = torch.randn_like(parameter)
+            parameter.grad = gradient.clone()
+            means[i] = 0.9 * means[i] + 0.1 * gradient
+            ahead = 0.9 * means[i] + 0.1 * gradient
+            pieces = ahead.split(4) if i == 0 else [ahead]
+            stretch = 1 if i == 0 else 2
+            expected[i] -= 0.5 * stretch * torch.cat([orthogonalize([p])[0] for p in pieces])
+        muon.step()
+    torch.testing.assert_close(qkv.detach(), expected[0])
+    torch.testing.assert_close(up.detach(), expected[1])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from conftest import SMALL
 from torch.nn import functional as F
 
 import train
-from checkpoint import BEST, LAST, load_checkpoint, read_log
+from checkpoint import BEST, LAST, load_checkpoint, optimizer_tensors, read_log
 from data import Vocabulary, split
 from model import GPT, GPTConfig
 
@@ -100,6 +100,31 @@ def test_seed_decides_the_weights(book):
     first, same, other = (weights(out)["head.weight"] for out in "abc")
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch):
+    words = [book, *SMALL, "--batch_size", "10", "--optimizer", "adamw", "--max_steps", "1"]
+    gradients = []
+    for characters in (1, 24, 1000):  # pieces of 1, 3 and 10 windows
+        monkeypatch.setattr(train, "PIECE_CHARACTERS", characters)
+        run = train.begin(*train.command_line().parse([*words, "--device", "cpu"]))
+        train.make_step(run)(0)
+        gradients.append(optimizer_tensors(run.model, run.optimizers))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-8)
+
+
+def test_lower_precision_rounds_the_arithmetic_but_not_the_weights(book):
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        words = [book, *SMALL, "--dtype", dtype, "--max_steps", "100", "--out", dtype]
+        assert train.main(words) == 0
+        losses[dtype] = log(dtype)[-1]["validation_loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.1)
+    assert losses["bfloat16"] != losses["float32"]
+    head = weights("bfloat16")["head.weight"]
+    assert head.dtype == torch.float32
+    assert not torch.equal(head, head.bfloat16().float())
 
 
 def test_evaluation_is_the_mean_over_every_character_of_the_text():
