@@ -119,14 +119,34 @@ class Dropout(nn.Module):
         return drop(x, self.p) if self.training else x
 
 
+class Linear(nn.Linear):
+    """A linear layer that on a CPU is fast for a single character, too.
+
+    Writing character by character, a product reads every weight once. MKL's product of a matrix
+    and one row does that slowly on AMD processors. As a batch of as many parts as there are
+    threads it is four times as fast, and `base` writes 340 instead of 190 characters a second.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        one_row = x.numel() == self.in_features
+        if not one_row or x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        parts = math.gcd(self.out_features, torch.get_num_threads())
+        weight = self.weight.unflatten(0, (parts, -1))  # (parts, out / parts, in)
+        # The row as a transposed matrix: laid out as a plain column, it takes five times as long.
+        y = torch.bmm(weight, x.reshape(1, 1, -1).mT.expand(parts, -1, 1))
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
 class SelfAttention(nn.Module):
     """Every position gathers what it needs from itself and the positions before it."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.projection = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.projection = Linear(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -144,8 +164,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +201,7 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, vocab_size)
+        self.head = Linear(config.n_embd, vocab_size)
         self.init_weights()
 
     def init_weights(self) -> None:

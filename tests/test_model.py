@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, KVCache, SamplingConfig, attention, draw, drop
+from model import GPT, GPTConfig, KVCache, Linear, SamplingConfig, attention, draw, drop
 
 GREEDY = SamplingConfig(temperature=0)
 
@@ -85,6 +85,18 @@ def test_whole_network_is_the_textbook_written_out():
         y = linear(norm(x, f"blocks.{i}.feed_forward_norm"), f"blocks.{i}.feed_forward.up")
         x = x + linear(y.clamp(min=0), f"blocks.{i}.feed_forward.down")
     torch.testing.assert_close(model(ids), linear(norm(x, "norm"), "head"))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("out_features", [1, 7, 12])
+@pytest.mark.parametrize("leading", [(1,), (1, 1), (3, 2)])
+def test_linear_is_the_product_for_one_row_and_for_many(out_features, leading, bias):
+    torch.manual_seed(1)
+    layer, x = Linear(5, out_features, bias), torch.randn(*leading, 5)
+    expected = x @ layer.weight.T + (layer.bias if bias else 0)
+    torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_future_never_changes_the_past():
