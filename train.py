@@ -357,8 +357,8 @@ def rehearse(run: Run) -> Pace:
     optimizers = make_optimizers(model, run.optimizer_config, run.precision)
     take_step = make_step(replace(run, model=model, optimizers=optimizers))
     seconds: list[float] = []
-    # A second is enough for the median of fast steps, and one step is enough of slow ones.
-    while sum(seconds) < 1 and len(seconds) < 20:
+    # A quarter of a second is enough for a first guess, and one step is enough of slow ones.
+    while sum(seconds) < 0.25:
         began = time.perf_counter()
         take_step(0).item()
         seconds.append(time.perf_counter() - began)

@@ -1,0 +1,50 @@
+"""Measure how long whole processes take to a validation loss, over seeds.
+
+python bench/time_to_loss.py 1.898 5 book.txt --preset mini    (loss, seeds, arguments of train.py)
+"""
+
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+
+
+def main() -> None:
+    """Run train.py once for each seed and print when it reached the loss, and where it ended."""
+    target, seeds, *words = float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    reached_after, took, losses = [], [], []
+    for seed in range(1, seeds + 1):
+        reached = None
+        with tempfile.TemporaryDirectory() as run:
+            command = [sys.executable, TRAIN, *words, "--seed", str(seed), "--out", run]
+            began = time.perf_counter()
+            with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+                for line in process.stdout:
+                    found = re.search(r"validation ([\d.]+) nats.*best ([\d.]+)", line)
+                    if found and reached is None and float(found[1]) <= target:
+                        reached = time.perf_counter() - began
+                    if found:
+                        best = float(found[2])
+        took.append(time.perf_counter() - began)
+        losses.append(best)
+        reached_after.append(float("nan") if reached is None else reached)
+        print(
+            f"seed {seed}: {target} after {reached_after[-1]:.1f} s; "
+            f"{best:.4f} after {took[-1]:.1f} s",
+            flush=True,
+        )
+    spread = statistics.stdev(losses) if seeds > 1 else 0.0
+    print(
+        f"median {statistics.median(reached_after):.1f} s to {target}, from process start; "
+        f"mean best loss {statistics.mean(losses):.4f} ± {spread:.4f} "
+        f"after {statistics.median(took):.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
