@@ -170,7 +170,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def cut_log(run: Path, step: int) -> float:
     """Drop the lines after a step, which a run resumed there writes again.
 
-    Returns the seconds of training that the log tells of up to that step.
+    Returns the seconds that the run took until the last line that is left.
     """
     kept = [line for line in read_log(run) if line["step"] <= step]
     _replace(run / LOG, "".join(map(_log_line, kept)).encode())

@@ -45,7 +45,7 @@ class OptimizerConfig:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is an orthogonal matrix: all directions move equally far.
+    """Momentum whose every step is nearly an orthogonal matrix: all directions move equally far.
 
     A parameter made of several matrices, such as the joined projections to Q, K and V, is given
     as (parameter, how many), and each of them is orthogonalised by itself. "Muon: An optimizer
@@ -90,11 +90,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Return for each matrix U S V^T roughly U V^T, with singular values from 0.7 to 1.2.
+    """Return for each matrix U S V^T roughly U V^T: all but tiny singular values become about 1.
 
-    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024), whose polynomial
-    a x + b x^3 + c x^5 drives every singular value towards 1. Matrices of one shape go through
-    together: one at a time, Muon would take a third of a step on a CPU.
+    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024): the polynomial
+    a x + b x^3 + c x^5 of the matrix is that of its singular values. Matrices of one shape go
+    through together, in a few large products instead of many small ones.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     batches: dict[torch.Size, list[int]] = defaultdict(list)

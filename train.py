@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from checkpoint import (
@@ -51,12 +50,9 @@ from config import (
 from data import (
     Text,
     Vocabulary,
-    draw_batch,
     fit_block_size,
-    read_in_order,
     read_text,
     split,
-    step_seed,
 )
 from model import GPT, GPTConfig, SamplingConfig
 from optimizer import (
@@ -64,15 +60,10 @@ from optimizer import (
     make_optimizers,
     memory_shapes,
     schedule,
-    set_schedule,
 )
+from training import EVALUATED_CHARACTERS, evaluate, make_step
 
-# A validation part longer than this is read in evenly spaced windows that add up to it.
-EVALUATED_CHARACTERS = 2**18
-# How much evaluation reads at once depends on no setting, so neither does its result.
-EVALUATION_BATCH = 8192
 SAMPLE_LENGTH = 200
-PIECE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ class Run:
     training_ids: Tensor
     validation_ids: Tensor
     progress: Progress
-    # Training time before the run was resumed.
+    # What the run took before it was resumed.
     seconds_before: float = 0.0
 
     def save(self, name: str) -> None:
@@ -198,8 +189,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         raise ValueError(f"{folder} is a file; name a folder for the run with --out")
     if any((folder / name).exists() for name in (BEST, LAST, LOG)):
         raise ValueError(
-            f"{folder} already holds a run; go on with it by --resume {shlex.quote(str(folder))}, "
-            "or name another folder with --out"
+            f"{folder} already holds a run; go on with it by "
+            f"--resume {shlex.quote(folder.as_posix())}, or name another folder with --out"
         )
     block_size = fit_block_size(n_characters, model_config.block_size)
     describe_text(text)
@@ -251,12 +242,12 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; if the text of this run has moved, say where it is: "
-            f"python train.py TEXT --resume {shlex.quote(str(folder))}"
+            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         ) from None
     if text.sha256 != checkpoint.text["sha256"]:
         raise ValueError(
             f"this is not the text that {folder} was trained on, or it has changed since; "
-            f"to go on, name the same text: train.py TEXT --resume {shlex.quote(str(folder))}"
+            f"to go on, name the same text: train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         )
     describe_text(text)
     run = assemble(
@@ -355,14 +346,17 @@ def rehearse(run: Run) -> Pace:
     """Time training steps on a copy of the model, which is then thrown away."""
     model = copy.deepcopy(run.model)
     optimizers = make_optimizers(model, run.optimizer_config, run.precision)
-    take_step = make_step(replace(run, model=model, optimizers=optimizers))
-    seconds: list[float] = []
-    # A quarter of a second is enough for a first guess, and one step is enough of slow ones.
-    while sum(seconds) < 0.25:
+    take_step = step_function(replace(run, model=model, optimizers=optimizers))
+
+    def seconds_of_a_step() -> float:
         began = time.perf_counter()
-        take_step(0).item()
-        seconds.append(time.perf_counter() - began)
-    step = statistics.median(seconds)
+        take_step(0, 1).item()
+        return time.perf_counter() - began
+
+    step = seconds_of_a_step()
+    # The first step loads and compiles kernels: where steps are fast, the next ten tell more.
+    if step < 1:
+        step = statistics.median(seconds_of_a_step() for _ in range(10))
     batch = run.config.batch_size * model.config.block_size
     # The forward pass is a third of a step's arithmetic.
     return Pace(step, step / 3 * min(len(run.validation_ids), EVALUATED_CHARACTERS) / batch)
@@ -371,7 +365,8 @@ def rehearse(run: Run) -> Pace:
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     """Fix how many steps there will be and when to evaluate, and say what to expect.
 
-    Evaluations that are not asked for take at most a tenth of the time: ten in a run, or fewer.
+    Unless an interval is asked for, evaluations are planned to take about a tenth of the time:
+    ten in a run, or fewer.
     """
     config, start = run.config, run.progress.step
     steps = config.max_steps - start
@@ -399,77 +394,17 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     return replace(config, max_steps=start + steps, minutes=None, eval_interval=interval)
 
 
-def make_step(run: Run) -> Callable[[int], Tensor]:
-    """Return the function that makes one step of training and returns its loss, a scalar.
-
-    What happens in a step depends on the weights, the optimizers and (seed, step) alone.
-    """
-    model, config = run.model, run.config
-    weights = list(model.parameters())
-    # Weights are kept and moved in float32. In a lower precision, a copy of them does the
-    # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
-    worker = model
-    if run.precision != torch.float32:
-        worker = copy.deepcopy(model).to(run.precision)
-    copies = list(worker.parameters())
-
-    def take_step(step: int) -> Tensor:
-        torch.manual_seed(step_seed(config.seed, step))  # for dropout
-        block_size = model.config.block_size
-        batch = draw_batch(run.training_ids, config.batch_size, block_size, config.seed, step)
-        loss = torch.zeros((), device=run.training_ids.device)
-        for inputs, targets in zip(*(ids.split(piece_size(run)) for ids in batch), strict=True):
-            logits = worker(inputs)  # (B, T, V)
-            losses = F.cross_entropy(
-                logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
-            )
-            piece = losses / batch[1].numel()
-            piece.backward()
-            loss += piece.detach()
-            if worker is not model:
-                # Pieces are added up in float32.
-                for weight, copied in zip(weights, copies, strict=True):
-                    gradient, copied.grad = copied.grad.float(), None
-                    weight.grad = gradient if weight.grad is None else weight.grad + gradient
-        torch.nn.utils.clip_grad_norm_(weights, run.optimizer_config.grad_clip)
-        set_schedule(run.optimizers, step, run.config.max_steps, run.optimizer_config)
-        for optimizer in run.optimizers:
-            optimizer.step()
-        model.zero_grad()
-        if worker is not model:
-            with torch.no_grad():
-                torch._foreach_copy_(copies, weights)
-        return loss
-
-    return take_step
-
-
-def piece_size(run: Run) -> int:
-    """Return how many windows of a batch go through the model at once.
-
-    On a CPU, pieces of about 4,096 characters are faster than a whole batch of `base`, because
-    what they compute is still in the cache when it is needed again, and they need less memory.
-    """
-    if run.training_ids.device.type != "cpu":
-        return run.config.batch_size
-    return max(1, PIECE_CHARACTERS // run.model.config.block_size)
-
-
-@torch.no_grad()
-def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
-    """Return the mean loss over a text in nats per character, without any random draw."""
-    block_size = model.config.block_size
-    batch_size = max(1, EVALUATION_BATCH // block_size)
-    total, count = 0.0, 0
-    model.eval()
-    for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
-        with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
-            logits = model(inputs)  # (B, T, V)
-        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-        total += losses.item()
-        count += targets.numel()
-    model.train()
-    return total / count
+def step_function(run: Run) -> Callable[[int, int], Tensor]:
+    """Return the function that makes one step of this run, from step and max_steps."""
+    return make_step(
+        run.model,
+        run.optimizers,
+        run.optimizer_config,
+        run.training_ids,
+        run.config.batch_size,
+        run.config.seed,
+        run.precision,
+    )
 
 
 def write_sample(run: Run) -> str:
@@ -506,7 +441,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     With a deadline, max_steps is corrected at each evaluation by the speed so far.
     """
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
-    take_step = make_step(run)
+    take_step = step_function(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
     bar = tqdm(
         total=run.config.max_steps,
@@ -520,11 +455,11 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             progress.step, at_end = step, step == run.config.max_steps
             due = step % run.config.eval_interval == 0 or at_end
             if due and step != progress.evaluated_step:
-                evaluation_began = time.perf_counter()
                 progress.loss_sum = loss_sum.item()
+                evaluation_began = time.perf_counter()
                 validation_loss = evaluate(run.model, run.validation_ids, run.precision)
                 if not math.isfinite(validation_loss + progress.loss_sum):
-                    break
+                    return diverged(run)
                 record(run, validation_loss, evaluation_began - began)
                 loss_sum.zero_()
                 pace.evaluation = time.perf_counter() - evaluation_began
@@ -536,16 +471,15 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                     run.config, bar.total = replace(run.config, max_steps=max_steps), max_steps
             if at_end or stop.made:
                 break
-            loss = take_step(step)
+            loss = take_step(step, run.config.max_steps)
             loss_sum += loss
             progress.loss_count += 1
             if bar.update():
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    progress.loss_sum = loss_sum.item()
-    if not math.isfinite(progress.loss_sum):
-        print(diverged(run), file=sys.stderr)
-        return 1
     if not at_end:
+        progress.loss_sum = loss_sum.item()
+        if not math.isfinite(progress.loss_sum):
+            return diverged(run)
         run.save(LAST)
         print(f"\nstopped and saved at step {step:,} of {run.config.max_steps:,}")
     say_farewell(run)
@@ -586,19 +520,24 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
     tqdm.write("\n".join(f"    {row}".rstrip() for row in sample.splitlines()))
 
 
-def diverged(run: Run) -> str:
-    """Say that the loss is not a number any more, and what to do."""
-    rate = run.optimizer_config.learning_rate
-    return (
-        f"train.py: at step {run.progress.step:,} the loss is not a number any more, so the run "
+def diverged(run: Run) -> int:
+    """Say that the loss is not a number any more, and what to do; return the exit code."""
+    rates = {"learning_rate": run.optimizer_config.learning_rate}
+    if run.optimizer_config.optimizer == "muon":
+        rates["muon_learning_rate"] = run.optimizer_config.muon_learning_rate
+    lower = " ".join(f"--{name} {rate / 3:.2g}" for name, rate in rates.items())
+    print(
+        f"\ntrain.py: at step {run.progress.step:,} the loss is not a number any more, so the run "
         f"stops; the checkpoints in {run.folder} are from the evaluation before; the learning "
-        f"rate is probably too high: try --learning_rate {rate / 3:.2g} in another --out"
+        f"rate is probably too high: try {lower} in another --out",
+        file=sys.stderr,
     )
+    return 1
 
 
 def say_farewell(run: Run) -> None:
     """Say what came out, where it lies, and how to use it and go on with it."""
-    progress, folder = run.progress, shlex.quote(str(run.folder))
+    progress, folder = run.progress, shlex.quote(run.folder.as_posix())
     more = f" --max_steps {2 * progress.step}" if progress.step == run.config.max_steps else ""
     print(
         f"\nbest validation loss {progress.best_loss:.4f} nats, {bits(progress.best_loss):.4f} "

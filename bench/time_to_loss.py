@@ -3,6 +3,7 @@
 python bench/time_to_loss.py 1.898 5 book.txt --preset mini    (loss, seeds, arguments of train.py)
 """
 
+import math
 import re
 import statistics
 import subprocess
@@ -19,20 +20,22 @@ def main() -> None:
     target, seeds, *words = float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     reached_after, took, losses = [], [], []
     for seed in range(1, seeds + 1):
-        reached = None
+        reached = best = math.inf
         with tempfile.TemporaryDirectory() as run:
             command = [sys.executable, TRAIN, *words, "--seed", str(seed), "--out", run]
             began = time.perf_counter()
             with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
                 for line in process.stdout:
                     found = re.search(r"validation ([\d.]+) nats.*best ([\d.]+)", line)
-                    if found and reached is None and float(found[1]) <= target:
-                        reached = time.perf_counter() - began
                     if found:
                         best = float(found[2])
+                        if float(found[1]) <= target:
+                            reached = min(reached, time.perf_counter() - began)
+            if process.returncode:
+                sys.exit(f"train.py failed with seed {seed}")
         took.append(time.perf_counter() - began)
         losses.append(best)
-        reached_after.append(float("nan") if reached is None else reached)
+        reached_after.append(reached)
         print(
             f"seed {seed}: {target} after {reached_after[-1]:.1f} s; "
             f"{best:.4f} after {took[-1]:.1f} s",

@@ -5,6 +5,7 @@ python bench/train_speed.py book.txt --preset base    (any text, preset and sett
 
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.profiler import profile
 import train
 from data import draw_batch
 from model import GPTConfig
+from training import piece_size
 
 ROUNDS = 7
 
@@ -48,12 +50,12 @@ class TextbookGPT(nn.Module):
         return self.head(self.blocks(x, self.mask, is_causal=True))
 
 
-def textbook_step(run: train.Run) -> Callable[[int], Tensor]:
+def textbook_step(run: train.Run) -> Callable[[int, int], Tensor]:
     """Return a step of the plain loop: float32, the whole batch at once, AdamW."""
     model = TextbookGPT(run.model.config, run.model.vocab_size).to(run.training_ids.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def take_step(step: int) -> Tensor:
+    def take_step(step: int, _: int) -> Tensor:
         inputs, targets = draw_batch(
             run.training_ids, run.config.batch_size, run.model.config.block_size, 1, step
         )
@@ -67,10 +69,10 @@ def textbook_step(run: train.Run) -> Callable[[int], Tensor]:
     return take_step
 
 
-def bare_products(run: train.Run) -> Callable[[int], Tensor]:
+def bare_products(run: train.Run) -> Callable[[int, int], Tensor]:
     """Return a function with the matrix products of a step, forward and backward, and no more."""
     config, device = run.model.config, run.training_ids.device
-    windows = min(train.piece_size(run), run.config.batch_size)
+    windows = piece_size(run.config.batch_size, config.block_size, device)
     pieces = run.config.batch_size / windows
     T, H, D = config.block_size, config.n_head, config.n_embd // config.n_head
     make = {"dtype": run.precision, "device": device}
@@ -82,7 +84,7 @@ def bare_products(run: train.Run) -> Callable[[int], Tensor]:
     heads = torch.randn(windows * H, T, D, **make)
     weights = torch.randn(windows * H, T, T, **make)
 
-    def multiply(_: int) -> Tensor:
+    def multiply(*_: int) -> Tensor:
         for _ in range(round(pieces)):
             for x, weight in linear:
                 y = x @ weight.T
@@ -100,9 +102,10 @@ def bare_products(run: train.Run) -> Callable[[int], Tensor]:
 def main() -> None:
     """Time all three in turn, and say where the time of ours goes."""
     parser = train.command_line()
-    run = train.begin(*parser.parse(sys.argv[1:]))
+    with tempfile.TemporaryDirectory() as empty:
+        run = train.begin(*parser.parse([*sys.argv[1:], "--out", empty]))
     steps = {
-        "chargpt": train.make_step(run),
+        "chargpt": train.step_function(run),
         "plain loop": textbook_step(run),
         "bare products": bare_products(run),
     }
@@ -110,7 +113,7 @@ def main() -> None:
     for number in range(ROUNDS + 1):
         for name, take_step in steps.items():
             began = time.perf_counter()
-            take_step(number).item()
+            take_step(number, ROUNDS + 1).item()
             seconds[name].append(time.perf_counter() - began)
     characters = run.config.batch_size * run.model.config.block_size
     ours = seconds["chargpt"][1:]
@@ -122,7 +125,7 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(ours, times, strict=True))
         print(f"| {name} | {1000 * median:,.1f} | {characters / median:,.0f} | {ratio:.2f} |")
     with profile() as profiler:
-        steps["chargpt"](0).item()
+        steps["chargpt"](0, 1).item()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     print("\nwhere the time goes, on the CPU:")

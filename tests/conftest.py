@@ -8,7 +8,7 @@ import pytest
 
 import train
 
-SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4"]
+SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)

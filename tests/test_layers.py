@@ -13,7 +13,8 @@ MAY_USE = {
     "config": set(),
     "optimizer": set(),
     "checkpoint": {"model", "data", "config"},
-    "train": {"checkpoint", "model", "data", "config", "optimizer"},
+    "training": {"model", "data", "optimizer"},
+    "train": {"training", "checkpoint", "model", "data", "config", "optimizer"},
     "sample": {"checkpoint", "model", "data", "config"},
 }
 # The network is torch and nothing else: no text, no files, no printing.

@@ -71,6 +71,16 @@ def test_every_parameter_is_moved_by_one_optimizer(name):
     assert set(decaying) & in_blocks == (in_blocks if name == "adamw" else set())
 
 
+def test_projections_to_q_k_and_v_are_three_matrices():
+    model = small_model()
+    _, muon = make_optimizers(model, OptimizerConfig(), torch.float32)
+    joined = {block.attention.qkv.weight for block in model.blocks}
+    parameters = muon.param_groups[0]["params"]
+    assert {p: n for p, n in zip(parameters, muon.parts, strict=True) if n > 1} == (
+        dict.fromkeys(joined, 3)
+    )
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_memory_shapes_are_those_after_a_step(name):
     model = small_model()
@@ -96,15 +106,19 @@ def test_first_step_of_adamw_written_out():
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 6), (6, 24)])
-def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(shape):
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(
+    shape, dtype, rounding
+):
     torch.manual_seed(1)
     matrix = torch.randn(shape)
     U, _, V = torch.linalg.svd(matrix, full_matrices=False)
-    (result,) = orthogonalize([matrix])
+    (result,) = orthogonalize([matrix.to(dtype)])
+    assert result.dtype == dtype
     # In the basis of its singular vectors it is diagonal, with entries near 1.
-    core = U.T @ result @ V.T
+    core = U.T @ result.float() @ V.T
     values = core.diagonal()
-    torch.testing.assert_close(core, values.diag(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(core, values.diag(), rtol=0, atol=rounding)
     assert (values > 0.6).all()
     assert (values < 1.3).all()
 

@@ -1,0 +1,54 @@
+"""A step in pieces is the step of the whole batch; an evaluation reads every character once."""
+
+import pytest
+import torch
+from conftest import SMALL
+from torch.nn import functional as F
+
+import train
+import training
+from checkpoint import optimizer_tensors
+from model import GPT, GPTConfig
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch, dtype, tolerance):
+    words = [book, *SMALL, "--batch_size", "10", "--dtype", dtype, "--grad_clip", "1e9"]
+    losses, gradients = [], []
+    for characters in (1000, 24, 1):  # pieces of 10, 3 and 1 windows
+        monkeypatch.setattr(training, "PIECE_CHARACTERS", characters)
+        run = train.begin(*train.command_line().parse([*words, "--optimizer", "adamw"]))
+        losses.append(train.step_function(run)(0, 1).item())
+        # After one step, AdamW's mean of gradients is a tenth of the gradient.
+        tensors = optimizer_tensors(run.model, run.optimizers)
+        gradients.append({name: t for name, t in tensors.items() if name.endswith("exp_avg")})
+    assert losses == pytest.approx([losses[0]] * 3, rel=tolerance)
+    for other in gradients[1:]:
+        for name, whole in gradients[0].items():
+            assert (other[name] - whole).norm() <= tolerance * whole.norm()
+
+
+def test_evaluation_is_the_mean_over_every_character_of_the_text():
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(8, 1, 1, 4, dropout=0.5), 5)
+    ids = torch.randint(5, (100,))
+    model.eval()
+    losses = []
+    for target in range(1, 100):
+        # Each window starts at a multiple of 8 and does not see the one before it.
+        start = (target - 1) // 8 * 8
+        logits = model(ids[None, start:target])[0, -1]
+        losses.append(F.cross_entropy(logits, ids[target]).item())
+    model.train()
+    assert training.evaluate(model, ids, torch.float32) == pytest.approx(sum(losses) / 99, rel=1e-5)
+    assert model.training
+
+
+def test_very_long_validation_part_is_read_in_part(monkeypatch):
+    monkeypatch.setattr(training, "EVALUATED_CHARACTERS", 16)
+    torch.manual_seed(1)
+    model, ids = GPT(GPTConfig(8, 1, 1, 4), 5), torch.randint(5, (83,))
+    # Two of ten windows: the one at the beginning and the one in the middle.
+    parts = [F.cross_entropy(model(ids[None, i : i + 8])[0], ids[i + 1 : i + 9]) for i in (0, 40)]
+    expected = sum(part.item() for part in parts) / 2
+    assert training.evaluate(model, ids, torch.float32) == pytest.approx(expected, rel=1e-5)

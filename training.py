@@ -1,0 +1,98 @@
+"""What happens between text and weights: one step of training, and one evaluation.
+
+Shapes: B batch, T time (positions), V vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data import draw_batch, read_in_order, step_seed
+from model import GPT
+from optimizer import OptimizerConfig, set_schedule
+
+# How many characters go through the model at once on a CPU: a whole batch of `base` takes longer,
+# because what is computed is no longer in the cache when it is needed again, and more memory.
+PIECE_CHARACTERS = 4096
+# A validation part longer than this is read in evenly spaced windows that add up to it.
+EVALUATED_CHARACTERS = 2**18
+# How much evaluation reads at once depends on no setting, so neither does its result.
+EVALUATION_BATCH = 8192
+
+
+def make_step(
+    model: GPT,
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: OptimizerConfig,
+    ids: Tensor,
+    batch_size: int,
+    seed: int,
+    precision: torch.dtype,
+) -> Callable[[int, int], Tensor]:
+    """Return the function that makes one step of training and returns its loss, a scalar.
+
+    It is called with step and max_steps. What happens depends on the weights, the optimizers,
+    the settings and (seed, step), and on nothing else.
+    """
+    weights = list(model.parameters())
+    # Weights are kept and moved in float32. In a lower precision, a copy of them does the
+    # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
+    worker = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+    copies = list(worker.parameters())
+    block_size = model.config.block_size
+
+    def take_step(step: int, max_steps: int) -> Tensor:
+        # Dropout draws from torch's own generator; the batch has one with the seed before this.
+        torch.manual_seed(step_seed(seed, step) + 1)
+        inputs, targets = draw_batch(ids, batch_size, block_size, seed, step)  # (B, T) each
+        mean = torch.zeros((), device=ids.device)
+        windows = piece_size(batch_size, block_size, ids.device)
+        for x, y in zip(inputs.split(windows), targets.split(windows), strict=True):
+            logits = worker(x)  # (B, T, V)
+            total = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="sum")
+            loss = total / targets.numel()
+            loss.backward()
+            mean += loss.detach()
+            if worker is not model:
+                # Pieces are added up in float32.
+                for weight, copied in zip(weights, copies, strict=True):
+                    gradient, copied.grad = copied.grad.float(), None
+                    weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
+        set_schedule(optimizers, step, max_steps, config)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+        if worker is not model:
+            with torch.no_grad():
+                torch._foreach_copy_(copies, weights)
+        return mean
+
+    return take_step
+
+
+def piece_size(batch_size: int, block_size: int, device: torch.device) -> int:
+    """Return how many windows of a batch go through the model at once."""
+    if device.type != "cpu":
+        return batch_size
+    return min(batch_size, max(1, PIECE_CHARACTERS // block_size))
+
+
+@torch.no_grad()
+def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
+    """Return the mean loss over a text in nats per character, without any random draw."""
+    block_size = model.config.block_size
+    batch_size = max(1, EVALUATION_BATCH // block_size)
+    total, count = 0.0, 0
+    model.eval()
+    for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
+        with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
+            logits = model(inputs)  # (B, T, V)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        total += losses.item()
+        count += targets.numel()
+    model.train()
+    return total / count
