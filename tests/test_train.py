@@ -137,7 +137,7 @@ def test_run_goes_on_when_its_text_has_moved(trained, book):
 def test_minutes_are_kept_with_the_decay_included(book):
     began = time.perf_counter()
     assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
-    assert 3 < time.perf_counter() - began < 9
+    assert 3 < time.perf_counter() - began < 12
     saved = load_checkpoint(Path("out/book-tiny", LAST))
     assert saved.progress.step == saved.settings["train"]["max_steps"]
 
