@@ -83,6 +83,7 @@ def test_equal_checkpoints_are_equal_files():
     save_checkpoint(Path("a"), saved)
     save_checkpoint(Path("b"), load_checkpoint(Path("a")))
     assert Path("a").read_bytes() == Path("b").read_bytes()
+    assert sorted(os.listdir()) == ["a", "b"]
 
 
 def test_write_that_fails_leaves_the_old_file_and_nothing_else():

@@ -119,14 +119,16 @@ def test_lower_precision_rounds_the_arithmetic_but_not_the_weights(book):
     assert not torch.equal(head, head.bfloat16().float())
 
 
-def test_finished_run_goes_on_when_told_to(book, capsys):
-    words = [book, *SMALL, "--max_steps", "25", "--eval_interval", "10"]
+@pytest.mark.parametrize(("end", "logged"), [(20, [0, 10, 20]), (25, [0, 10, 20, 25])])
+def test_finished_run_goes_on_when_told_to(book, capsys, end, logged):
+    words = [book, *SMALL, "--max_steps", str(end), "--eval_interval", "10"]
     assert train.main([*words, "--out", "out/a"]) == 0
     before = log("out/a")
+    assert [line["step"] for line in before] == logged
     assert train.main(["--resume", "out/a", "--max_steps", "42"]) == 0
-    assert [line["step"] for line in log("out/a")] == [0, 10, 20, 25, 30, 40, 42]
-    assert log("out/a")[:4] == before
-    assert "resumed  out/a at step 25" in capsys.readouterr().out
+    assert [line["step"] for line in log("out/a")] == [*logged, 30, 40, 42]
+    assert log("out/a")[: len(logged)] == before
+    assert f"resumed  out/a at step {end}" in capsys.readouterr().out
 
 
 def test_run_goes_on_when_its_text_has_moved(trained, book):
