@@ -3,11 +3,14 @@
 python bench/train_speed.py book.txt --preset base    (any text, preset and settings of train.py)
 """
 
+import multiprocessing
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,9 +23,10 @@ from torch.profiler import profile
 import train
 from data import draw_batch
 from model import GPTConfig
-from training import piece_size
+from training import keep_freed_memory, piece_size
 
 ROUNDS = 7
+SECONDS = 1.0  # that each of them makes steps for in a round, at least
 
 
 class TextbookGPT(nn.Module):
@@ -71,6 +75,7 @@ def textbook_step(run: train.Run) -> Callable[[int, int], Tensor]:
 
 def bare_products(run: train.Run) -> Callable[[int, int], Tensor]:
     """Return a function with the matrix products of a step, forward and backward, and no more."""
+    keep_freed_memory()
     config, device = run.model.config, run.training_ids.device
     windows = piece_size(run.config.batch_size, config.block_size, device)
     pieces = run.config.batch_size / windows
@@ -99,38 +104,70 @@ def bare_products(run: train.Run) -> Callable[[int, int], Tensor]:
     return multiply
 
 
-def main() -> None:
-    """Time all three in turn, and say where the time of ours goes."""
-    parser = train.command_line()
+STEPS = {
+    "chargpt": train.step_function,
+    "plain loop": textbook_step,
+    "bare products": bare_products,
+}
+
+
+def serve(name: str, words: list[str], pipe: Connection) -> None:
+    """Set up one kind of step, then at each request time it and answer with the peak memory."""
     with tempfile.TemporaryDirectory() as empty:
-        run = train.begin(*parser.parse([*sys.argv[1:], "--out", empty]))
-    steps = {
-        "chargpt": train.step_function(run),
-        "plain loop": textbook_step(run),
-        "bare products": bare_products(run),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(ROUNDS + 1):
-        for name, take_step in steps.items():
-            began = time.perf_counter()
-            take_step(number, ROUNDS + 1).item()
-            seconds[name].append(time.perf_counter() - began)
-    characters = run.config.batch_size * run.model.config.block_size
-    ours = seconds["chargpt"][1:]
-    print("\n| | ms a step | characters/s | time of chargpt's step : its own |\n|---|---|---|---|")
-    for name, all_times in seconds.items():
-        # The first round warms up.
-        times = all_times[1:]
-        median = statistics.median(times)
-        ratio = statistics.median(a / b for a, b in zip(ours, times, strict=True))
-        print(f"| {name} | {1000 * median:,.1f} | {characters / median:,.0f} | {ratio:.2f} |")
+        run = train.begin(*train.command_line().parse([*words, "--out", empty]))
+    pipe.send(run.config.batch_size * run.model.config.block_size)
+    take_step, on_gpu = STEPS[name](run), run.training_ids.is_cuda
+    while pipe.recv() == "go":
+        began, steps, seconds = time.perf_counter(), 0, 0.0
+        while seconds < SECONDS:
+            take_step(steps, 1_000_000).item()
+            steps += 1
+            seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes, on Linux
+        pipe.send((seconds / steps, torch.cuda.max_memory_allocated() if on_gpu else peak))
+    if name == "chargpt":
+        show_profile(lambda: take_step(0, 1).item())
+
+
+def show_profile(work: Callable[[], object]) -> None:
+    """Print where the time of something goes."""
     with profile() as profiler:
-        steps["chargpt"](0, 1).item()
+        work()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    print("\nwhere the time goes, on the CPU:")
+    print("\nwhere the time of chargpt goes, on the CPU:")
     for event in events[:10]:
         print(f"{event.self_cpu_time_total / total:6.1%}  {event.key}")
+
+
+def main() -> None:
+    """Time all three in turn, each in a process of its own, so that each has its own memory."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, answers = {}, {}, {name: [] for name in STEPS}
+    for name in STEPS:
+        pipes[name], end = context.Pipe()
+        processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end))
+        processes[name].start()
+        characters = pipes[name].recv()
+    for _ in range(ROUNDS + 1):
+        for name, pipe in pipes.items():
+            pipe.send("go")
+            answers[name].append(pipe.recv())
+    # The first round warms up.
+    seconds = {name: [s for s, _ in answers[name][1:]] for name in STEPS}
+    print("\n| | ms a step | characters/s | chargpt's time : its time | peak memory, MB |")
+    print("|---|---|---|---|---|")
+    for name, times in seconds.items():
+        median, (_, peak) = statistics.median(times), answers[name][-1]
+        ratio = statistics.median(a / b for a, b in zip(seconds["chargpt"], times, strict=True))
+        print(
+            f"| {name} | {1000 * median:,.1f} | {characters / median:,.0f} | {ratio:.2f} "
+            f"| {peak / 1e6:,.0f} |",
+            flush=True,
+        )
+    for name, process in processes.items():
+        pipes[name].send("stop")
+        process.join()
 
 
 if __name__ == "__main__":

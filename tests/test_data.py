@@ -136,6 +136,20 @@ def test_batch_depends_on_seed_and_step_alone():
     assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
 
 
+@pytest.mark.parametrize(("n", "block_size"), [(100_000, 8), (100_000, 64), (5_000, 128)])
+def test_windows_are_spread_evenly_over_the_text(n, block_size):
+    ids, read = torch.arange(n), torch.zeros(n, dtype=torch.long)
+    steps = n // (16 * block_size) + 1
+    for step in range(2 * steps):
+        inputs, _ = draw_batch(ids, 16, block_size, 1, step)
+        read += torch.bincount(inputs.flatten(), minlength=n)
+        if step == steps - 1:
+            # Drawn at random, they leave out 37 % after one reading, and 13 % after two.
+            assert (read == 0).float().mean() < 0.2
+            assert read.max() <= 3
+    assert (read == 0).float().mean() < 0.02
+
+
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 17, 50])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_reading_in_order_predicts_every_character_once(length, batch_size):
