@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from config import build
 from data import Vocabulary
 from model import GPT, GPTConfig
+from optimizer import Optimizer
 
 OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
@@ -177,9 +179,7 @@ def cut_log(run: Path, step: int) -> float:
     return kept[-1]["seconds"] if kept else 0.0
 
 
-def optimizer_tensors(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """Return what optimizers remember of each parameter, as "<parameter>.<what>"."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -192,7 +192,7 @@ def optimizer_tensors(
 
 def restore_optimizers(
     model: nn.Module,
-    optimizers: Iterable[torch.optim.Optimizer],
+    optimizers: Iterable[Optimizer],
     tensors: dict[str, Tensor],
     expected: dict[str, torch.Size],
 ) -> None:
@@ -203,15 +203,16 @@ def restore_optimizers(
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise ValueError("the optimizer's part of the checkpoint does not fit the model")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    memory: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
+    memory: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
         name, _, what = key.rpartition(".")
         memory[name][what] = tensor
     for optimizer in optimizers:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state = optimizer.state_dict()
-        state["state"] = {i: memory[names[p]] for i, p in enumerate(parameters)} if tensors else {}
-        optimizer.load_state_dict(state)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if remembered := memory[names[parameter]]:
+                optimizer.state[parameter] = {
+                    what: tensor.to(parameter.device) for what, tensor in remembered.items()
+                }
 
 
 def _log_line(line: dict[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 MOMENTUM_WARMUP = 300
 
@@ -18,8 +19,8 @@ class OptimizerConfig:
     optimizer: Annotated[
         Literal["muon", "adamw"], "muon: for the blocks' matrices, adamw for the rest"
     ] = "muon"
-    learning_rate: Annotated[float, "highest learning rate of AdamW"] = 6e-3
-    muon_learning_rate: Annotated[float, "highest learning rate of Muon"] = 0.03
+    learning_rate: Annotated[float, "highest learning rate of AdamW"] = 1.2e-2
+    muon_learning_rate: Annotated[float, "highest learning rate of Muon"] = 0.02
     warmup_steps: Annotated[int, "steps in which the learning rates rise from 0"] = 20
     decay: Annotated[float, "share of the run, at its end, in which they fall to 0"] = 0.7
     weight_decay: Annotated[float, "pull of AdamW's matrices and embeddings towards 0"] = 0.1
@@ -44,7 +45,56 @@ class OptimizerConfig:
                 raise ValueError(f"{name} is {value}; it must be from {lowest:g} to below 1")
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer:
+    """Parameters in groups, each with settings of its own, and what is remembered of them.
+
+    It stands for torch.optim.Optimizer: making one of those imports torch's compiler, which takes
+    longer than everything else that happens before the first step.
+    """
+
+    def __init__(self, param_groups: list[dict[str, Any]]):
+        self.param_groups = param_groups
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+
+class AdamW(Optimizer):
+    """Means of gradients over roots of means of their squares, with decoupled weight decay.
+
+    "Decoupled Weight Decay Regularization" (Loshchilov and Hutter, 2019), algorithm 2.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter; torch's function does the arithmetic."""
+        for group in self.param_groups:
+            parameters, (beta1, beta2) = group["params"], group["betas"]
+            for parameter in parameters:
+                if parameter not in self.state:
+                    self.state[parameter] = {
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                        "step": torch.zeros((), device=parameter.device),
+                    }
+            memory = [self.state[parameter] for parameter in parameters]
+            adamw(
+                parameters,
+                [parameter.grad for parameter in parameters],
+                [of["exp_avg"] for of in memory],
+                [of["exp_avg_sq"] for of in memory],
+                [],
+                [of["step"] for of in memory],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+class Muon(Optimizer):
     """Momentum whose every step is nearly an orthogonal matrix: all directions move equally far.
 
     A parameter made of several matrices, such as the joined projections to Q, K and V, is given
@@ -59,7 +109,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         precision: torch.dtype,
     ):
-        super().__init__([p for p, _ in matrices], {"lr": lr, "momentum": momentum})
+        super().__init__([{"params": [p for p, _ in matrices], "lr": lr, "momentum": momentum}])
         self.parts = [parts for _, parts in matrices]
         self.precision = precision
 
@@ -69,8 +119,8 @@ class Muon(torch.optim.Optimizer):
         (group,) = self.param_groups
         parameters, mu = group["params"], group["momentum"]
         for parameter in parameters:
-            if "momentum" not in self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            if parameter not in self.state:
+                self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - mu)
@@ -116,12 +166,11 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def make_optimizers(
     model: nn.Module, config: OptimizerConfig, precision: torch.dtype
-) -> list[torch.optim.Optimizer]:
+) -> list[AdamW | Muon]:
     """Return the optimizers that share the parameters of a model between them.
 
     Muon moves the matrices inside the blocks, AdamW the rest: matrices and embeddings with weight
-    decay ("Decoupled Weight Decay Regularization", Loshchilov and Hutter, 2019, algorithm 2),
-    biases and norms, which only shift and scale, without.
+    decay, biases and norms, which only shift and scale, without.
     """
     with_muon, decaying, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -132,13 +181,14 @@ def make_optimizers(
             with_muon.append((parameter, 3 if name.endswith("qkv.weight") else 1))
         else:
             decaying.append(parameter)
-    groups = [
-        {"params": decaying, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    betas = (config.beta1, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+    optimizers: list[AdamW | Muon] = [
+        AdamW(
+            [
+                {"params": decaying, "weight_decay": config.weight_decay, **settings},
+                {"params": others, "weight_decay": 0.0, **settings},
+            ]
+        )
     ]
     if with_muon:
         muon = Muon(with_muon, config.muon_learning_rate, config.muon_momentum, precision)
@@ -146,9 +196,7 @@ def make_optimizers(
     return optimizers
 
 
-def memory_shapes(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, torch.Size]:
+def memory_shapes(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, torch.Size]:
     """Return what optimizers remember of each parameter once they have moved it: "name.what"."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     shapes = {}
@@ -175,7 +223,7 @@ def schedule(step: int, max_steps: int, config: OptimizerConfig) -> float:
 
 
 def set_schedule(
-    optimizers: Iterable[torch.optim.Optimizer], step: int, max_steps: int, config: OptimizerConfig
+    optimizers: Iterable[Optimizer], step: int, max_steps: int, config: OptimizerConfig
 ) -> None:
     """Give every parameter group the learning rate, and Muon the momentum, of a step."""
     share = schedule(step, max_steps, config)

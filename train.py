@@ -56,6 +56,7 @@ from data import (
 )
 from model import GPT, GPTConfig, SamplingConfig
 from optimizer import (
+    Optimizer,
     OptimizerConfig,
     make_optimizers,
     memory_shapes,
@@ -105,7 +106,7 @@ class Run:
     text: Text
     vocabulary: Vocabulary
     model: GPT
-    optimizers: list[torch.optim.Optimizer]
+    optimizers: list[Optimizer]
     optimizer_config: OptimizerConfig
     config: TrainConfig
     precision: torch.dtype
@@ -354,9 +355,9 @@ def rehearse(run: Run) -> Pace:
         return time.perf_counter() - began
 
     step = seconds_of_a_step()
-    # The first step loads and compiles kernels: where steps are fast, the next ten tell more.
+    # The first step loads and compiles kernels: where steps are fast, the next five tell more.
     if step < 1:
-        step = statistics.median(seconds_of_a_step() for _ in range(10))
+        step = statistics.median(seconds_of_a_step() for _ in range(5))
     batch = run.config.batch_size * model.config.block_size
     # The forward pass is a third of a step's arithmetic.
     return Pace(step, step / 3 * min(len(run.validation_ids), EVALUATED_CHARACTERS) / batch)

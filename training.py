@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from data import draw_batch, read_in_order, step_seed
 from model import GPT
-from optimizer import OptimizerConfig, set_schedule
+from optimizer import Optimizer, OptimizerConfig, set_schedule
 
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes longer,
 # because what is computed is no longer in the cache when it is needed again, and more memory.
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 8192
 
 def make_step(
     model: GPT,
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizers: Sequence[Optimizer],
     config: OptimizerConfig,
     ids: Tensor,
     batch_size: int,

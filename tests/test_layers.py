@@ -12,7 +12,7 @@ MAY_USE = {
     "data": set(),
     "config": set(),
     "optimizer": set(),
-    "checkpoint": {"model", "data", "config"},
+    "checkpoint": {"optimizer", "model", "data", "config"},
     "training": {"model", "data", "optimizer"},
     "train": {"training", "checkpoint", "model", "data", "config", "optimizer"},
     "sample": {"checkpoint", "model", "data", "config"},

@@ -95,7 +95,7 @@ def test_memory_shapes_are_those_after_a_step(name):
 
 
 def test_first_step_of_adamw_written_out():
-    layer = torch.nn.Linear(1, 1)
+    layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(layer.weight, 2.0)
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     (adamw,) = make_optimizers(layer, config, torch.float32)

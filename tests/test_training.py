@@ -1,5 +1,9 @@
 """A step in pieces is the step of the whole batch; an evaluation reads every character once."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import SMALL
@@ -52,3 +56,46 @@ def test_very_long_validation_part_is_read_in_part(monkeypatch):
     parts = [F.cross_entropy(model(ids[None, i : i + 8])[0], ids[i + 1 : i + 9]) for i in (0, 40)]
     expected = sum(part.item() for part in parts) / 2
     assert training.evaluate(model, ids, torch.float32) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "shared"), [(4, False), (1024, True)])
+def test_small_step_computes_on_one_thread(book, monkeypatch, batch_size, shared):
+    monkeypatch.setattr(training, "PIECE_CHARACTERS", 64)
+    words = [book, *SMALL, "--batch_size", str(batch_size), "--dtype", "float32"]
+    run = train.begin(*train.command_line().parse(words))
+    assert (batch_size * run.model.config.block_size * run.model.config.n_embd >= 2**16) == shared
+    available, seen = torch.get_num_threads(), set()
+    run.model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    train.step_function(run)(0, 1)
+    assert seen == {available if shared else 1}
+    assert torch.get_num_threads() == available
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how glibc behaves")
+def test_freed_memory_is_kept():
+    # In a process of its own: what the allocator does depends on all that happened before.
+    code = """
+import resource, torch, training
+training.keep_freed_memory()
+faults = []
+for _ in range(20):
+    torch.ones(2**21)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[0])
+"""
+    folder = Path(training.__file__).parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True)
+    # Eight megabytes are 2,048 pages: had they been given back, they would come anew 19 times.
+    assert int(result.stdout) <= 2 * 2048
+
+
+def test_setting_up_does_not_import_the_compiler():
+    code = """
+import sys, torch, train
+run = train.begin(*train.command_line().parse(["--preset", "tiny", "--out", "never"]))
+train.step_function(run)(0, 1)
+print("torch._dynamo" in sys.modules)
+"""
+    folder = Path(training.__file__).parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True)
+    assert result.stdout.splitlines()[-1] == b"False"
