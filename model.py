@@ -151,6 +151,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, self.n_head, -1))  # (B, T, 3, H, D)
+        # One copy here saves three in attention, which needs each of the three in one piece.
         query, key, value = heads.permute(2, 0, 3, 1, 4).contiguous()  # (B, H, T, D) each
         if cache is not None:
             key, value = cache.append(key, value)  # (B, H, S, D) each

@@ -56,6 +56,10 @@ class Optimizer:
         self.param_groups = param_groups
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
+    def step(self) -> None:
+        """Move every parameter once."""
+        raise NotImplementedError
+
 
 class AdamW(Optimizer):
     """Means of gradients over roots of means of their squares, with decoupled weight decay.
@@ -166,7 +170,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def make_optimizers(
     model: nn.Module, config: OptimizerConfig, precision: torch.dtype
-) -> list[AdamW | Muon]:
+) -> list[Optimizer]:
     """Return the optimizers that share the parameters of a model between them.
 
     Muon moves the matrices inside the blocks, AdamW the rest: matrices and embeddings with weight
@@ -182,7 +186,7 @@ def make_optimizers(
         else:
             decaying.append(parameter)
     settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
-    optimizers: list[AdamW | Muon] = [
+    optimizers: list[Optimizer] = [
         AdamW(
             [
                 {"params": decaying, "weight_decay": config.weight_decay, **settings},

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", required=True)
     arguments = parser.parse_args()
     names = [Path(text).stem for text in arguments.texts]
-    print("all but the losses are those of the first text")
+    print("losses in nats; all else is that of the first text")
     print(f"| preset | parameters | minutes | characters/s | readings | {' | '.join(names)} |")
     print("|---" * (5 + len(names)) + "|")
     for job in arguments.presets:

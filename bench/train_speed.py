@@ -1,6 +1,6 @@
 """Measure training steps beside a plain loop of the same model and beside their bare products.
 
-python bench/train_speed.py book.txt --preset base    (any text, preset and settings of train.py)
+python bench/train_speed.py book.txt --preset base    (any settings of train.py; Linux)
 """
 
 import multiprocessing
@@ -128,6 +128,7 @@ def main() -> None:
         pipes[name], end = context.Pipe()
         processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end))
         processes[name].start()
+        end.close()  # so that it is noticed here when the process fails
         characters = pipes[name].recv()
     for _ in range(ROUNDS + 1):
         for name, pipe in pipes.items():
