@@ -12,10 +12,15 @@ import difflib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import safetensors.torch
 import torch
@@ -31,11 +36,14 @@ OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 
 FORMAT = 1
+# No model that GPTConfig allows needs a longer header, and reading one takes memory.
+LONGEST_HEADER = 2**25
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"
 OPTIMIZER = "optimizer."
 # What reading a record with missing or wrong parts raises.
 MALFORMED = (KeyError, TypeError, AttributeError, RuntimeError)
+LONGEST_REASON = 300
 
 
 @dataclass
@@ -50,6 +58,13 @@ class Progress:
     # The training losses since then.
     loss_sum: float = 0.0
     loss_count: int = 0
+
+    def __post_init__(self):
+        evaluated = self.step if self.evaluated_step is None else self.evaluated_step
+        if not 0 <= evaluated <= self.step or not 0 <= self.best_step <= self.step:
+            raise ValueError("its steps contradict each other")
+        if self.loss_count < 0 or (self.best_loss is None and self.best_step > 0):
+            raise ValueError("its losses contradict each other")
 
 
 @dataclass
@@ -68,7 +83,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that at every moment the file is whole: the old one or the new one."""
+    """Write a checkpoint so that at every moment the file is whole: the old one or the new one.
+
+    Raises FloatingPointError for numbers that are not finite: they would replace good ones.
+    """
     record = {
         "format": FORMAT,
         "model": asdict(checkpoint.model.config),
@@ -81,42 +99,81 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()
     }
     contents = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    if not _all_finite(contents):
+        raise FloatingPointError(f"{path} would hold numbers that are not finite")
     _replace(path, safetensors.torch.save(contents, {METADATA: json.dumps(record)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises ValueError with one sentence if it is damaged or not one."""
+    """Read a checkpoint; raises ValueError with one sentence if it is damaged or not one.
+
+    Nothing is believed before it is checked: what a file says of itself costs neither memory
+    nor time until the sizes fit each other and the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
     try:
-        record, tensors = _read(path)
+        return _load(path)
+    except (SafetensorError, json.JSONDecodeError, *MALFORMED):
+        raise ValueError(f"{path} cannot be used: it is damaged, or no checkpoint") from None
+    except ValueError as error:
+        reason = str(error)[:LONGEST_REASON]
+        raise ValueError(f"{path} cannot be used: {reason}") from None
+
+
+def _load(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > LONGEST_HEADER:
+            raise ValueError("it is damaged, or no checkpoint")
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(METADATA)
+        if written is None:
+            raise ValueError("chargpt did not write it")
+        record = json.loads(written)
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']!r}; this version reads {FORMAT}")
+        if record["model"].keys() != {field.name for field in fields(GPTConfig)}:
+            raise ValueError("its model settings are incomplete")
         (config,) = build({"model": GPTConfig}, {"model": record["model"]})
         vocabulary = Vocabulary(record["vocabulary"])
         # On the meta device a model has shapes but no memory: the file brings the numbers.
         with torch.device("meta"):
             model = GPT(config, len(vocabulary))
-        weights = {name: t for name, t in tensors.items() if not name.startswith(OPTIMIZER)}
-        model.load_state_dict(weights, assign=True)
-        (progress,) = build({"progress": Progress}, {"progress": record["progress"]})
-        text, settings = record["text"], record["settings"]
-        if not all(isinstance(path, str) for path in [*text["paths"], text["sha256"]]):
-            raise ValueError("its record of the text is damaged")
-        return Checkpoint(
-            model=model,
-            vocabulary=vocabulary,
-            text=text,
-            settings={name: dict(values) for name, values in settings.items()},
-            progress=progress,
-            optimizer={
-                name.removeprefix(OPTIMIZER): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(OPTIMIZER)
-            },
-        )
-    except (SafetensorError, json.JSONDecodeError, *MALFORMED):
-        raise ValueError(f"{path} cannot be used: it is damaged, or no checkpoint") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        names = set(file.keys())
+        # AdamW remembers three tensors of each parameter.
+        if len(names) > 4 * len(shapes) or any(
+            name not in names or file.get_slice(name).get_shape() != shape
+            for name, shape in shapes.items()
+        ):
+            raise ValueError("its weights do not have the shapes that its settings say")
+        # Copies, so that nothing looks into the file any more when it is replaced.
+        tensors = {name: file.get_tensor(name).clone() for name in sorted(names)}
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise ValueError("its numbers are not all float32")
+    if not _all_finite(tensors):
+        raise ValueError("its numbers are not all finite")
+    model.load_state_dict({name: tensors.pop(name) for name in shapes}, assign=True)
+    if not all(name.startswith(OPTIMIZER) for name in tensors):
+        raise ValueError("it holds more than a model and its optimizer")
+    (progress,) = build({"progress": Progress}, {"progress": record["progress"]})
+    text, settings = record["text"], record["settings"]
+    if not (
+        isinstance(text["paths"], list)
+        and all(isinstance(word, str) for word in [*text["paths"], text["sha256"]])
+        and isinstance(text["characters"], int)
+    ):
+        raise ValueError("its record of the text is damaged")
+    if not all(isinstance(values, dict) for values in settings.values()):
+        raise ValueError("its record of the settings is damaged")
+    return Checkpoint(
+        model=model,
+        vocabulary=vocabulary,
+        text=text,
+        settings=settings,
+        progress=progress,
+        optimizer={name.removeprefix(OPTIMIZER): tensor for name, tensor in tensors.items()},
+    )
 
 
 def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
@@ -124,6 +181,31 @@ def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
     path = Path(path)
     checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
     return checkpoint.model, checkpoint.vocabulary
+
+
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder; raises ValueError if one does already.
+
+    The system releases the lock when this process ends, however it ends. What one that was killed
+    left half-written is removed. (Windows cannot lock a folder: there, nothing is refused.)
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is training in {folder}; wait for it, stop it, or name "
+                    "another folder with --out"
+                ) from None
+            except OSError:
+                pass  # some network file systems have no locks
+        for name in (BEST, LAST, LOG):
+            _temporary(folder / name).unlink(missing_ok=True)
+        yield
 
 
 def newest_run() -> Path:
@@ -149,34 +231,24 @@ def find_run(path: str) -> Path:
     return run
 
 
-def append_to_log(run: Path, line: dict[str, Any]) -> None:
-    """Add the line of one evaluation to the log."""
-    with (run / LOG).open("a", encoding="utf-8") as file:
-        file.write(_log_line(line))
-        file.flush()
-        os.fsync(file.fileno())
+def write_log(run: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write the log anew: a JSON object a line, one line for each evaluation."""
+    log = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    _replace(run / LOG, log.encode())
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log, but not one that was being written when a run broke off."""
+    """Return the lines of a run's log; what is no line of a log is left out."""
     if not (run / LOG).exists():
         return []
     lines = []
     # Only a line feed ends a line: a sample may contain what else splitlines() would split at.
-    for line in (run / LOG).read_text(encoding="utf-8").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
+    for written in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            line = json.loads(written)
+            if isinstance(line, dict) and {"step", "seconds", "validation_loss"} <= line.keys():
+                lines.append(line)
     return lines
-
-
-def cut_log(run: Path, step: int) -> float:
-    """Drop the lines after a step, which a run resumed there writes again.
-
-    Returns the seconds that the run took until the last line that is left.
-    """
-    kept = [line for line in read_log(run) if line["step"] <= step]
-    _replace(run / LOG, "".join(map(_log_line, kept)).encode())
-    return kept[-1]["seconds"] if kept else 0.0
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
@@ -215,29 +287,17 @@ def restore_optimizers(
                 }
 
 
-def _log_line(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+def _all_finite(tensors: dict[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the record and the tensors of a checkpoint file."""
-    with safe_open(path, framework="pt") as file:
-        written = (file.metadata() or {}).get(METADATA)
-        if written is None:
-            raise ValueError("chargpt did not write it")
-        record = json.loads(written)
-        if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']}; this version reads {FORMAT}")
-        # Copies, so that nothing looks into the file any more when it is replaced.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise ValueError("its numbers are not all float32")
-    return record, tensors
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file durably and at once: a crash leaves the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)

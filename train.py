@@ -5,14 +5,12 @@ import contextlib
 import copy
 import itertools
 import math
-import os
 import shlex
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,24 +25,29 @@ from checkpoint import (
     OUT,
     Checkpoint,
     Progress,
-    append_to_log,
-    cut_log,
     find_run,
     load_checkpoint,
+    lock_run,
     optimizer_tensors,
+    read_log,
     restore_optimizers,
     save_checkpoint,
+    write_log,
 )
 from config import (
     Device,
+    DoesNotFitError,
     Precision,
     SettingsParser,
+    StopRequest,
     Values,
     bad_input_exits,
     build,
     choose_device,
     choose_precision,
+    describe_os_error,
     load_preset,
+    ran_out_of_memory,
     run_script,
 )
 from data import (
@@ -62,7 +65,7 @@ from optimizer import (
     memory_shapes,
     schedule,
 )
-from training import EVALUATED_CHARACTERS, evaluate, make_step
+from training import EVALUATED_CHARACTERS, Pieces, evaluate, make_step, piece_size
 
 SAMPLE_LENGTH = 200
 
@@ -77,24 +80,30 @@ class TrainConfig:
     eval_interval: Annotated[int | None, "steps between evaluations; none: up to ten in a run"] = (
         None
     )
+    save_minutes: Annotated[float, "the run is saved after this long, and at evaluations"] = 5.0
+    patience: Annotated[
+        int | None, "stop after this many evaluations without gain; none: go on"
+    ] = None
     seed: Annotated[int, "the same seed gives the same run"] = 1
     device: Annotated[Device, "where to train"] = "auto"
     dtype: Annotated[Precision, "type of the numbers that are multiplied"] = "auto"
 
     def __post_init__(self):
-        for name in ("batch_size", "max_steps", "eval_interval"):
+        for name in ("batch_size", "max_steps", "eval_interval", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes is {self.minutes}; it must be more than 0")
+        for name in ("minutes", "save_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be more than 0")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
 SECTIONS = {"model": GPTConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
 # What may differ when a run goes on; everything else is as it was.
-CHANGEABLE = ("max_steps", "minutes", "eval_interval", "device")
+CHANGEABLE = ("max_steps", "minutes", "eval_interval", "save_minutes", "patience", "device")
 
 
 @dataclass
@@ -113,8 +122,16 @@ class Run:
     training_ids: Tensor
     validation_ids: Tensor
     progress: Progress
-    # What the run took before it was resumed.
+    pieces: Pieces
+    # The lines of log.jsonl, and those that could not be written yet.
+    log: list[dict[str, Any]] = field(default_factory=list)
+    # What the run had taken when it was resumed.
     seconds_before: float = 0.0
+    # The step of last.safetensors, and when that was written.
+    saved_step: int = 0
+    saved_at: float = 0.0
+    # What a resumed run was to take in all when it was saved.
+    max_steps_before: int | None = None
 
     def save(self, name: str) -> None:
         """Write best.safetensors, the weights alone, or last.safetensors, with the optimizer."""
@@ -136,19 +153,33 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train a model as the command line says, and return the exit code."""
     started = time.perf_counter()
-    with bad_input_exits("train.py"):
-        arguments, flags = command_line().parse(argv)
-        if {"max_steps", "minutes"} <= flags["train"].keys():
-            raise ValueError("--max_steps and --minutes both say how long to train; give one")
-        run = begin(arguments, flags) if arguments.resume is None else resume(arguments, flags)
-        if "max_steps" in flags["train"]:
-            run.config = replace(run.config, minutes=None)
-        minutes = run.config.minutes
-        deadline = None if minutes is None else started + 60 * minutes
-        pace = rehearse(run)
-        run.config = plan(run, pace, deadline)
-        run.folder.mkdir(parents=True, exist_ok=True)
-    return train(run, pace, deadline)
+    with contextlib.ExitStack() as until_the_end:
+        with bad_input_exits("train.py"):
+            arguments, flags = command_line().parse(argv)
+            if {"max_steps", "minutes"} <= flags["train"].keys():
+                raise ValueError("--max_steps and --minutes both say how long to train; give one")
+            if arguments.resume is None:
+                run = begin(arguments, flags)
+            else:
+                folder = folder_to_resume(arguments)
+                until_the_end.enter_context(lock_run(folder))
+                run = resume(folder, arguments.texts, flags)
+            if "max_steps" in flags["train"]:
+                run.config = replace(run.config, minutes=None)
+            minutes = run.config.minutes
+            deadline = None if minutes is None else started + 60 * minutes
+            pace = rehearse(run)
+            run.config = plan(run, pace, deadline)
+            if arguments.resume is None:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                until_the_end.enter_context(lock_run(run.folder))
+                # A folder that cannot be written is found out now, and not after an hour.
+                run.save(LAST)
+        try:
+            return train(run, pace, deadline)
+        except (FloatingPointError, MemoryError, RuntimeError) as error:
+            print(f"\ntrain.py: {explain(run, error)}", file=sys.stderr)
+            return 1
 
 
 def command_line() -> SettingsParser:
@@ -210,13 +241,16 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     )
 
 
-def resume(arguments: argparse.Namespace, flags: Values) -> Run:
-    """Set up a run as it was when it was last saved."""
+def folder_to_resume(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the run that the command line wants to go on with."""
     if arguments.preset is not None or arguments.out is not None:
         raise ValueError("--resume goes on with a run as it is; leave out --preset and --out")
-    folder = find_run(arguments.resume)
-    if folder.is_file():
-        folder = folder.parent
+    run = find_run(arguments.resume)
+    return run.parent if run.is_file() else run
+
+
+def resume(folder: Path, paths: list[str], flags: Values) -> Run:
+    """Set up a run as it was when it was last saved; paths, if any, say where its text is now."""
     checkpoint = load_checkpoint(folder / LAST)
     settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
     if settings.keys() != SECTIONS.keys():
@@ -231,13 +265,13 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
                     f"when going on, only {', '.join(CHANGEABLE)} can change"
                 )
     _, optimizer_config, config = build(SECTIONS, settings, flags)
-    step = checkpoint.progress.step
+    step, evaluated = checkpoint.progress.step, checkpoint.progress.evaluated_step
     if config.minutes is None and config.max_steps <= step:
         raise ValueError(
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
         )
-    paths = arguments.texts or checkpoint.text["paths"]
+    paths = paths or checkpoint.text["paths"]
     try:
         text = read_text(paths)
     except FileNotFoundError as error:
@@ -246,9 +280,14 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
             f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         ) from None
     if text.sha256 != checkpoint.text["sha256"]:
+        before, now = checkpoint.text["characters"], len(text.characters)
+        differs = f"{now:,} characters instead of {before:,}"
+        if now == before:
+            differs = f"as many characters, {now:,}, but not the same ones"
         raise ValueError(
-            f"this is not the text that {folder} was trained on, or it has changed since; "
-            f"to go on, name the same text: train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+            f"this is not the text that {folder} was trained on, or it has changed since: it has "
+            f"{differs}; to go on, name the same text: "
+            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         )
     describe_text(text)
     run = assemble(
@@ -263,7 +302,18 @@ def resume(arguments: argparse.Namespace, flags: Values) -> Run:
     )
     expected = memory_shapes(run.model, run.optimizers) if step else {}
     restore_optimizers(run.model, run.optimizers, checkpoint.optimizer, expected)
-    run.seconds_before = cut_log(folder, step)
+    # Lines after the last save come anew.
+    if evaluated is not None:
+        run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
+        run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
+    run.saved_step = step
+    run.max_steps_before = saved["train"].max_steps
+    if config.patience is not None and len(evaluations_since_best(run)) >= config.patience:
+        raise ValueError(
+            f"{folder} has stopped early, {len(evaluations_since_best(run))} evaluations after its "
+            f"best, step {run.progress.best_step:,}; to go on, give a larger --patience"
+        )
+    write_log(folder, run.log)
     print(f"resumed  {folder} at step {step:,}")
     return run
 
@@ -305,6 +355,7 @@ def assemble(
         training_ids,
         validation_ids,
         progress,
+        Pieces(piece_size(config.batch_size, model.config.block_size, device)),
     )
 
 
@@ -392,7 +443,14 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
             f"         validation reads {EVALUATED_CHARACTERS:,} of "
             f"{len(run.validation_ids):,} characters"
         )
-    return replace(config, max_steps=start + steps, minutes=None, eval_interval=interval)
+    before, now = run.max_steps_before, start + steps
+    if before not in (None, now):
+        shares = [schedule(start, end, run.optimizer_config) for end in (before, now)]
+        print(
+            f"schedule max_steps {before:,} becomes {now:,}: at step {start:,} the learning rate "
+            f"is {shares[1]:.0%} of its highest instead of {shares[0]:.0%}"
+        )
+    return replace(config, max_steps=now, minutes=None, eval_interval=interval)
 
 
 def step_function(run: Run) -> Callable[[int, int], Tensor]:
@@ -405,6 +463,7 @@ def step_function(run: Run) -> Callable[[int, int], Tensor]:
         run.config.batch_size,
         run.config.seed,
         run.precision,
+        run.pieces,
     )
 
 
@@ -417,33 +476,16 @@ def write_sample(run: Run) -> str:
         return run.vocabulary.decode(int(i) for i in itertools.islice(ids, SAMPLE_LENGTH))
 
 
-class StopRequest:
-    """While it is entered, Ctrl-C asks for a stop after the step; a second one stops at once."""
-
-    made = False
-
-    def __enter__(self) -> "StopRequest":
-        self._previous = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _note(self, *_: Any) -> None:
-        self.made = True
-        # A signal may arrive in the middle of a print, which print does not bear.
-        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
-        signal.signal(signal.SIGINT, self._previous)
-
-
 def train(run: Run, pace: Pace, deadline: float | None) -> int:
-    """Train until max_steps or Ctrl-C, and return the exit code.
+    """Train until max_steps, an early stop or a signal, and return the exit code.
 
-    With a deadline, max_steps is corrected at each evaluation by the speed so far.
+    With a deadline, max_steps is corrected at each evaluation by the speed so far. Raises
+    FloatingPointError as soon as a loss, a gradient or a weight is seen not to be finite.
     """
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
     take_step = step_function(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
+    run.saved_at = began
     bar = tqdm(
         total=run.config.max_steps,
         initial=start,
@@ -459,9 +501,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 progress.loss_sum = loss_sum.item()
                 evaluation_began = time.perf_counter()
                 validation_loss = evaluate(run.model, run.validation_ids, run.precision)
-                if not math.isfinite(validation_loss + progress.loss_sum):
-                    return diverged(run)
-                record(run, validation_loss, evaluation_began - began)
+                record(run, finite(validation_loss), evaluation_began - began)
                 loss_sum.zero_()
                 pace.evaluation = time.perf_counter() - evaluation_began
                 evaluating += pace.evaluation
@@ -470,87 +510,171 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 if deadline is not None and not at_end:
                     max_steps = step + pace.steps_until(deadline, run.config.eval_interval)
                     run.config, bar.total = replace(run.config, max_steps=max_steps), max_steps
-            if at_end or stop.made:
+            if at_end or stop.made or out_of_patience(run):
                 break
+            if time.perf_counter() > run.saved_at + 60 * run.config.save_minutes:
+                progress.loss_sum = loss_sum.item()
+                keep(run)
             loss = take_step(step, run.config.max_steps)
             loss_sum += loss
             progress.loss_count += 1
-            if bar.update():
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    if not at_end:
+            # Looking at a number makes Python wait for a GPU, so there it is done now and then.
+            if bar.update() or loss.device.type == "cpu":
+                bar.set_postfix(loss=f"{finite(loss.item()):.3f}", refresh=False)
+    if run.saved_step != progress.step:
         progress.loss_sum = loss_sum.item()
-        if not math.isfinite(progress.loss_sum):
-            return diverged(run)
-        run.save(LAST)
-        print(f"\nstopped and saved at step {step:,} of {run.config.max_steps:,}")
-    say_farewell(run)
-    return 0 if at_end else 130
+        keep(run)
+    return farewell(run, stop)
+
+
+def finite(loss: float) -> float:
+    """Return a loss that is a finite number; any other is a FloatingPointError."""
+    if not math.isfinite(loss):
+        raise FloatingPointError
+    return loss
 
 
 def record(run: Run, validation_loss: float, seconds: float) -> None:
-    """Log an evaluation, save the run, and show how it is going.
-
-    The log comes first: what it has too much when the machine stops in between is cut off when
-    the run resumes, but what it lacks would be missing for ever.
-    """
+    """Log an evaluation, save the run, and show how it is going."""
     progress, step = run.progress, run.progress.step
-    training_loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
+    training_loss = None
+    if progress.loss_count:
+        training_loss = finite(progress.loss_sum / progress.loss_count)
     sample = write_sample(run)
-    line = {
-        "step": step,
-        "training_loss": training_loss,
-        "validation_loss": validation_loss,
-        "learning_rate": run.optimizer_config.learning_rate
-        * schedule(step, run.config.max_steps, run.optimizer_config),
-        "seconds": round(run.seconds_before + seconds, 3),
-        "sample": sample,
-    }
-    append_to_log(run.folder, line)
+    run.log.append(
+        {
+            "step": step,
+            "training_loss": training_loss,
+            "validation_loss": validation_loss,
+            "learning_rate": run.optimizer_config.learning_rate
+            * schedule(step, run.config.max_steps, run.optimizer_config),
+            "seconds": round(run.seconds_before + seconds, 3),
+            "sample": sample,
+        }
+    )
     progress.evaluated_step, progress.loss_sum, progress.loss_count = step, 0.0, 0
     # An untrained model is never the best, however lucky on a short validation part.
-    if progress.best_step == 0 or validation_loss < progress.best_loss:
-        progress.best_loss, progress.best_step = validation_loss, step
-        run.save(BEST)
-    run.save(LAST)
+    improved = progress.best_step == 0 or validation_loss < progress.best_loss
+    keep(run, validation_loss if improved else None)
     trained = "" if training_loss is None else f"training {training_loss:.4f}, "
     tqdm.write(
         f"\nstep {step:,} of {run.config.max_steps:,}: {trained}"
-        f"validation {validation_loss:.4f} nats, {bits(validation_loss):.4f} bits per character; "
-        f"best {progress.best_loss:.4f} at step {progress.best_step:,}"
+        f"validation {nats_and_bits(validation_loss)}; "
+        f"{describe_best(progress)}"
     )
+    if is_overfitting(run):
+        tqdm.write(
+            f"overfitting since step {progress.best_step:,}: validation has risen while training "
+            f"fell; {BEST} keeps that step, Ctrl-C stops, and --patience 3 would stop by itself"
+        )
     tqdm.write("\n".join(f"    {row}".rstrip() for row in sample.splitlines()))
 
 
-def diverged(run: Run) -> int:
-    """Say that the loss is not a number any more, and what to do; return the exit code."""
-    rates = {"learning_rate": run.optimizer_config.learning_rate}
-    if run.optimizer_config.optimizer == "muon":
-        rates["muon_learning_rate"] = run.optimizer_config.muon_learning_rate
-    lower = " ".join(f"--{name} {rate / 3:.2g}" for name, rate in rates.items())
-    print(
-        f"\ntrain.py: at step {run.progress.step:,} the loss is not a number any more, so the run "
-        f"stops; the checkpoints in {run.folder} are from the evaluation before; the learning "
-        f"rate is probably too high: try {lower} in another --out",
-        file=sys.stderr,
-    )
-    return 1
+def keep(run: Run, improved_to: float | None = None) -> None:
+    """Write the log, the best model if it has just improved, and the run to go on with.
+
+    The order matters when the machine stops in between: what the log or the best has too much
+    comes again when the run resumes, but what they lack would be missing for ever. A disk that
+    refuses gets a warning, and the next save tries again.
+    """
+    progress = run.progress
+    best = progress.best_loss, progress.best_step
+    try:
+        write_log(run.folder, run.log)
+        if improved_to is not None:
+            progress.best_loss, progress.best_step = improved_to, progress.step
+            run.save(BEST)
+            best = progress.best_loss, progress.best_step
+        run.save(LAST)
+        run.saved_step = progress.step
+    except OSError as error:
+        progress.best_loss, progress.best_step = best
+        tqdm.write(
+            f"\ncould not save step {progress.step:,}: {describe_os_error(error)}; {LAST} is still "
+            f"that of step {run.saved_step:,}, and the next save tries again",
+            file=sys.stderr,
+        )
+    run.saved_at = time.perf_counter()
 
 
-def say_farewell(run: Run) -> None:
-    """Say what came out, where it lies, and how to use it and go on with it."""
+def evaluations_since_best(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of the log after that of the best evaluation."""
+    return [line for line in run.log if line["step"] > run.progress.best_step]
+
+
+def out_of_patience(run: Run) -> bool:
+    """Tell whether so many evaluations brought no gain that the run is to stop."""
+    patience = run.config.patience
+    return patience is not None and len(evaluations_since_best(run)) >= patience
+
+
+def is_overfitting(run: Run) -> bool:
+    """Tell whether two evaluations or more were worse than the best, with a lower training loss."""
+    since = evaluations_since_best(run)
+    losses = {line["step"]: line["training_loss"] for line in run.log}
+    at_best = losses.get(run.progress.best_step)
+    return len(since) >= 2 and at_best is not None and since[-1]["training_loss"] < at_best
+
+
+def explain(run: Run, error: Exception) -> str:
+    """Say what ended a run that was going on, and what to do; what is unknown is raised again."""
+    step, config = run.progress.step, run.optimizer_config
+    if isinstance(error, FloatingPointError):
+        rates = {"learning_rate": config.learning_rate}
+        if config.optimizer == "muon":
+            rates["muon_learning_rate"] = config.muon_learning_rate
+        share = schedule(step, run.config.max_steps, config)
+        now = " and ".join(f"{name} {rate * share:.2g}" for name, rate in rates.items())
+        lower = " ".join(f"--{name} {rate / 3:.2g}" for name, rate in rates.items())
+        sentence = (
+            f"at step {step:,}, with {now}, the loss or its gradient is not a number any more, so "
+            f"the run stops; the rate is probably too high: try {lower} in another --out"
+        )
+    elif isinstance(error, DoesNotFitError):
+        sentence = f"at step {step:,} {error}"
+    elif ran_out_of_memory(error):
+        sentence = f"at step {step:,} memory ran out; other programs may be using it"
+    else:
+        raise error
+    return f"{sentence}; {run.folder / LAST} keeps step {run.saved_step:,}"
+
+
+def farewell(run: Run, stop: StopRequest) -> int:
+    """Say what came out and how to use it and go on with it; return the exit code."""
     progress, folder = run.progress, shlex.quote(run.folder.as_posix())
-    more = f" --max_steps {2 * progress.step}" if progress.step == run.config.max_steps else ""
+    step, max_steps = progress.step, run.config.max_steps
+    if run.saved_step != step:
+        print(
+            f"\ntrain.py: step {step:,} could not be saved, so what came after step "
+            f"{run.saved_step:,} is lost; make room, then python train.py --resume {folder}",
+            file=sys.stderr,
+        )
+        return 1
+    more = f" --max_steps {2 * step}"
+    if step < max_steps and stop.made:
+        more = ""
+        print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
+    elif step < max_steps:
+        more = f" --patience {2 * run.config.patience}"
+        print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
     print(
-        f"\nbest validation loss {progress.best_loss:.4f} nats, {bits(progress.best_loss):.4f} "
-        f"bits per character, at step {progress.best_step:,}: {run.folder / BEST}\n"
+        f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}\n"
         f"write with it:  python sample.py {folder}\n"
         f"go on with it:  python train.py --resume {folder}{more}"
     )
+    return stop.exit_code if step < max_steps else 0
 
 
-def bits(nats: float) -> float:
-    """Convert a loss in nats to bits."""
-    return nats / math.log(2)
+def describe_best(progress: Progress) -> str:
+    """Say how good the best model is that was saved."""
+    if progress.best_loss is None:
+        return "no best yet"
+    return f"best {nats_and_bits(progress.best_loss)} at step {progress.best_step:,}"
+
+
+def nats_and_bits(loss: float) -> str:
+    """Write a loss in both units of information."""
+    return f"{loss:.4f} nats, {loss / math.log(2):.4f} bits per character"
 
 
 def duration(seconds: float) -> str:

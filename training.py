@@ -6,13 +6,19 @@ Shapes: B batch, T time (positions), V vocabulary.
 import contextlib
 import copy
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
+from config import DoesNotFitError, ran_out_of_memory
 from data import draw_batch, read_in_order, step_seed
 from model import GPT
 from optimizer import Optimizer, OptimizerConfig, set_schedule
@@ -27,6 +33,15 @@ EVALUATED_CHARACTERS = 2**18
 # How much evaluation reads at once depends on no setting, so neither does its result.
 EVALUATION_BATCH = 8192
 
+Result = TypeVar("Result")
+
+
+@dataclass
+class Pieces:
+    """How many windows of a batch go through the model at once; fewer when memory runs out."""
+
+    windows: int
+
 
 def make_step(
     model: GPT,
@@ -36,11 +51,14 @@ def make_step(
     batch_size: int,
     seed: int,
     precision: torch.dtype,
+    pieces: Pieces,
 ) -> Callable[[int, int], Tensor]:
     """Return the function that makes one step of training and returns its loss, a scalar.
 
     It is called with step and max_steps. What happens depends on the weights, the optimizers,
-    the settings and (seed, step), and on nothing else.
+    the settings and (seed, step), and on nothing else. The loss is not a number if the gradient
+    is not finite. Where memory runs out, the batch goes through the model in smaller pieces from
+    then on; DoesNotFitError says what would fit if not even one window does.
     """
     if ids.device.type == "cpu":
         keep_freed_memory()
@@ -51,13 +69,15 @@ def make_step(
     copies = list(worker.parameters())
     block_size = model.config.block_size
 
-    def take_step(step: int, max_steps: int) -> Tensor:
+    def leave_gradient(step: int, windows: int, length: int = block_size) -> Tensor:
+        """Compute the gradient of a batch, so many windows at a time, and return its loss."""
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
             torch.manual_seed(step_seed(seed, step))
-        inputs, targets = draw_batch(ids, batch_size, block_size, seed, step)  # (B, T) each
+        inputs, targets = draw_batch(ids, batch_size, length, seed, step)  # (B, T) each
         mean = torch.zeros((), device=ids.device)
-        windows = piece_size(batch_size, block_size, ids.device)
+        for weight in (*weights, *copies):
+            weight.grad = None
         for x, y in zip(inputs.split(windows), targets.split(windows), strict=True):
             logits = worker(x)  # (B, T, V)
             total = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="sum")
@@ -69,7 +89,21 @@ def make_step(
                 for weight, copied in zip(weights, copies, strict=True):
                     gradient, copied.grad = copied.grad.float(), None
                     weight.grad = gradient if weight.grad is None else weight.grad + gradient
-        torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
+        return mean
+
+    def take_step(step: int, max_steps: int) -> Tensor:
+        loss, windows = halve_until_it_fits(partial(leave_gradient, step), pieces.windows)
+        if loss is None:
+            _, length = halve_until_it_fits(partial(leave_gradient, step, 1), block_size // 2)
+            would = f"--block_size {length}" if length else "a smaller preset, such as mini,"
+            raise DoesNotFitError(
+                f"memory does not suffice for one window of {block_size} characters; {would} fits"
+            )
+        if windows < pieces.windows:
+            note = f"memory ran out: from here on {windows} instead of {pieces.windows} windows"
+            tqdm.write(f"{note} go through the model at once", file=sys.stderr)
+            pieces.windows = windows
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         set_schedule(optimizers, step, max_steps, config)
         for optimizer in optimizers:
             optimizer.step()
@@ -78,7 +112,7 @@ def make_step(
         if worker is not model:
             with torch.no_grad():
                 torch._foreach_copy_(copies, weights)
-        return mean
+        return torch.where(norm.isfinite(), loss, math.nan)
 
     activations = batch_size * block_size * model.config.n_embd
     if ids.device.type == "cpu" and activations < SHARED_ACTIVATIONS:
@@ -125,18 +159,47 @@ def piece_size(batch_size: int, block_size: int, device: torch.device) -> int:
     return min(batch_size, max(1, PIECE_CHARACTERS // block_size))
 
 
+def halve_until_it_fits(
+    attempt: Callable[[int], Result], size: int
+) -> tuple[Result, int] | tuple[None, int]:
+    """Return attempt(size) and the size: half, a quarter, ... of the one given if memory runs out.
+
+    It is (None, 0) if it runs out with size 1, too.
+    """
+    while size:
+        try:
+            return attempt(size), size
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        # Not in the clause above: there, the error still holds what the attempt has allocated.
+        size //= 2
+    return None, 0
+
+
 @torch.no_grad()
 def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
-    """Return the mean loss over a text in nats per character, without any random draw."""
+    """Return the mean loss over a text in nats per character, without any random draw.
+
+    Raises DoesNotFitError if not even one window fits.
+    """
     block_size = model.config.block_size
-    batch_size = max(1, EVALUATION_BATCH // block_size)
-    total, count = 0.0, 0
+
+    def mean_loss(batch_size: int) -> float:
+        total, count = 0.0, 0
+        for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
+            with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
+                logits = model(inputs).float()  # (B, T, V)
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+            total += losses.item()
+            count += targets.numel()
+        return total / count
+
     model.eval()
-    for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
-        with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
-            logits = model(inputs)  # (B, T, V)
-        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-        total += losses.item()
-        count += targets.numel()
+    loss, _ = halve_until_it_fits(mean_loss, max(1, EVALUATION_BATCH // block_size))
     model.train()
-    return total / count
+    if loss is None:
+        raise DoesNotFitError(
+            f"memory does not suffice to evaluate one window of {block_size} characters"
+        )
+    return loss

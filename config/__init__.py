@@ -16,20 +16,31 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from config.hardware import Device, Precision, choose_device, choose_precision
-from config.script import bad_input_exits, run_script
+from config.hardware import (
+    Device,
+    DoesNotFitError,
+    Precision,
+    choose_device,
+    choose_precision,
+    ran_out_of_memory,
+)
+from config.script import StopRequest, bad_input_exits, describe_os_error, run_script
 
 __all__ = [
     "PRESETS",
     "Device",
+    "DoesNotFitError",
     "Precision",
     "SettingsParser",
+    "StopRequest",
     "Values",
     "bad_input_exits",
     "build",
     "choose_device",
     "choose_precision",
+    "describe_os_error",
     "load_preset",
+    "ran_out_of_memory",
     "run_script",
 ]
 

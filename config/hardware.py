@@ -1,5 +1,6 @@
-"""Which device and which precision a script uses, and why."""
+"""Which device and which precision a script uses, and why; and when its memory is too small."""
 
+import re
 from typing import Literal
 
 import torch
@@ -48,3 +49,15 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+class DoesNotFitError(MemoryError):
+    """Something does not fit into memory; the message is a sentence for people."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is about memory: on a CPU, torch raises a RuntimeError among others."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("allocate memory|out of memory|Storage size", str(error)) is not None
+    )

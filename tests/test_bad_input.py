@@ -36,6 +36,9 @@ TRAIN = [
     ("book.txt --batch_size 0", "batch_size is 0; it must be at least 1"),
     ("book.txt --minutes 0", "minutes is 0.0; it must be more than 0"),
     ("book.txt --minutes 1 --max_steps 9", "give one"),
+    ("book.txt --save_minutes 0", "save_minutes is 0.0; it must be more than 0"),
+    ("book.txt --patience 0", "patience is 0; it must be at least 1"),
+    ("book.txt --n_layer 1001", "n_layer is 1001; it must be at most 1000"),
     ("book.txt --seed -1", "seed is -1"),
     ("book.txt --out out/trained", "already holds a run; go on with it by --resume out/trained"),
     ("book.txt --out book.txt", "book.txt is a file; name a folder for the run with --out"),
@@ -49,7 +52,10 @@ TRAIN = [
     ("--resume out/trained --max_steps 9", "out/trained is at step 20 and max_steps is 9"),
     ("--resume out/trained --n_layer 5", "was trained with n_layer 3, which cannot become 5"),
     ("--resume out/trained --preset base", "leave out --preset and --out"),
-    ("other.txt --resume out/trained --max_steps 30", "not the text that out/trained was trained"),
+    (
+        "other.txt --resume out/trained --max_steps 30",
+        "has changed since: it has 33 characters instead of 6,",
+    ),
     ("--resume out/damaged", "last.safetensors cannot be used: it is damaged"),
     ("--resume out/best-only", "there is no checkpoint 'out/best-only/last.safetensors'"),
 ]

@@ -16,16 +16,16 @@ from checkpoint import (
     LOG,
     METADATA,
     Checkpoint,
-    append_to_log,
-    cut_log,
     find_run,
     load_checkpoint,
     load_model,
+    lock_run,
     newest_run,
     optimizer_tensors,
     read_log,
     restore_optimizers,
     save_checkpoint,
+    write_log,
 )
 from data import Vocabulary
 from model import GPT, GPTConfig
@@ -36,7 +36,10 @@ def make_checkpoint() -> Checkpoint:
     vocabulary = Vocabulary.of('naïve 李雷\n\0"\\')
     model = GPT(GPTConfig(4, 1, 1, 4), len(vocabulary))
     return Checkpoint(
-        model, vocabulary, {"paths": ["a b.txt"], "sha256": "0"}, {"train": {"seed": 1}}
+        model,
+        vocabulary,
+        {"paths": ["a b.txt"], "sha256": "0", "characters": 7},
+        {"train": {"seed": 1}},
     )
 
 
@@ -113,6 +116,7 @@ class Trap:
     [
         (lambda data: data[: len(data) // 2], "it is damaged, or no checkpoint"),
         (lambda data: b"", "it is damaged, or no checkpoint"),
+        (lambda data: data + b"more", "it is damaged, or no checkpoint"),
         (lambda data: b"just a text", "it is damaged, or no checkpoint"),
         (lambda data: pickle.dumps(Trap()), "it is damaged, or no checkpoint"),
         (
@@ -136,18 +140,29 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
         (lambda r, t: r.pop("vocabulary"), "damaged"),
         (lambda r, t: r.update(vocabulary="aa"), "different characters"),
         (lambda r, t: r.update(vocabulary=["a"]), "damaged"),
-        (lambda r, t: r["model"].update(n_layer=2), "damaged"),
+        (lambda r, t: r["model"].update(n_layer=2), "do not have the shapes"),
         (lambda r, t: r["model"].update(n_layer="2"), "n_layer is '2'; it must be a whole number"),
-        (lambda r, t: r["model"].update(n_embd=8), "damaged"),
+        (lambda r, t: r["model"].update(n_embd=8), "do not have the shapes"),
+        (
+            lambda r, t: r["model"].update(n_layer=2**30),
+            "n_layer is 1073741824; it must be at most",
+        ),
+        (lambda r, t: r["model"].update(n_embd=2**30, block_size=2**30), "damaged"),
+        (lambda r, t: r["model"].pop("n_head"), "its model settings are incomplete"),
+        (lambda r, t: r.update(format="1" * 10**6), "its format is '1{,300}$"),
+        (lambda r, t: r["progress"].update(step=-1), "its steps contradict each other"),
+        (lambda r, t: r["progress"].update(best_step=1), "its steps contradict each other"),
+        (lambda r, t: r["progress"].update(loss_count=-1), "its losses contradict each other"),
         (lambda r, t: r.update(progress=[]), "must be a section of keys"),
         (lambda r, t: r["progress"].update(step="5"), "step is '5'; it must be a whole number"),
         (lambda r, t: r.update(text=None), "damaged"),
         (lambda r, t: r["text"].pop("sha256"), "damaged"),
-        (lambda r, t: r["text"].update(paths=[1]), "damaged"),
+        (lambda r, t: r["text"].update(paths=[1]), "its record of the text is damaged"),
         (lambda r, t: r.update(settings=[1]), "damaged"),
-        (lambda r, t: t.pop("head.weight"), "damaged"),
-        (lambda r, t: t.update(other=torch.zeros(1)), "damaged"),
+        (lambda r, t: t.pop("head.weight"), "do not have the shapes"),
+        (lambda r, t: t.update(other=torch.zeros(1)), "more than a model and its optimizer"),
         (lambda r, t: t.update({"norm.bias": torch.zeros(4).half()}), "not all float32"),
+        (lambda r, t: t["norm.bias"].fill_(torch.inf), "its numbers are not all finite"),
     ],
 )
 def test_record_that_does_not_fit_is_refused(change, sentence):
@@ -170,13 +185,26 @@ def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
         find_run("out/tow")
 
 
-def test_log_is_cut_where_a_run_resumes():
-    for step in (0, 10, 20):
-        append_to_log(Path(), {"step": step, "seconds": step / 10, "sample": "Zoë\u2028\n"})
-    with Path(LOG).open("a") as file:
-        file.write('{"step": 3')
-    assert cut_log(Path(), 10) == 1.0
-    assert [line["step"] for line in read_log(Path())] == [0, 10]
+def test_log_comes_back_without_what_is_no_line_of_it():
+    lines = [
+        {"step": step, "seconds": step / 10, "validation_loss": 1.0, "sample": "Zoë\u2028\n"}
+        for step in (0, 10)
+    ]
+    write_log(Path(), lines)
+    with Path(LOG).open("a", encoding="utf-8") as file:
+        file.write("[" * 100_000 + '\n{"step": 20}\n7\n{"step": 3')
+    assert read_log(Path()) == lines
+
+
+def test_second_process_cannot_lock_a_run():
+    half_written = Path(LAST + ".tmp")
+    half_written.touch()
+    with lock_run(Path()):
+        assert not half_written.exists()
+        with pytest.raises(ValueError, match="another process is training in"), lock_run(Path()):
+            pass
+    with lock_run(Path()):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -198,6 +226,25 @@ def test_optimizer_that_does_not_fit_is_refused(trained, change):
     change(saved.optimizer)
     with pytest.raises(ValueError, match="does not fit the model"):
         restore_optimizers(saved.model, optimizers, saved.optimizer, shapes)
+
+
+def test_numbers_that_are_not_finite_never_replace_good_ones():
+    save_checkpoint(Path("a"), make_checkpoint())
+    before = Path("a").read_bytes()
+    ruined = make_checkpoint()
+    with torch.no_grad():
+        ruined.model.head.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="a would hold numbers that are not finite"):
+        save_checkpoint(Path("a"), ruined)
+    assert Path("a").read_bytes() == before
+
+
+def test_header_longer_than_any_of_ours_is_not_read():
+    with Path("a").open("wb") as file:
+        file.write((2**26).to_bytes(8, "little"))
+        file.truncate(2**27)
+    with pytest.raises(ValueError, match="it is damaged, or no checkpoint"):
+        load_checkpoint(Path("a"))
 
 
 def test_nothing_reads_pickles():

@@ -13,7 +13,7 @@ MAY_USE = {
     "config": set(),
     "optimizer": set(),
     "checkpoint": {"optimizer", "model", "data", "config"},
-    "training": {"model", "data", "optimizer"},
+    "training": {"model", "data", "config", "optimizer"},
     "train": {"training", "checkpoint", "model", "data", "config", "optimizer"},
     "sample": {"checkpoint", "model", "data", "config"},
 }

@@ -45,12 +45,19 @@ def test_run_learns_what_the_text_is_like(book, story, capsys):
     assert "python train.py --resume out/book-tiny --max_steps 600\n" in printed
 
 
-def test_best_is_kept_besides_last():
-    # In noise there is nothing to learn but the noise itself, which makes validation worse.
+@pytest.fixture
+def noise() -> str:
+    """In noise there is nothing to learn but the noise itself, which makes validation worse."""
     noise = "".join(random.Random(1).choices("abcdefgh", k=400))
     Path("book.txt").write_text(noise)
-    words = ["book.txt", *SMALL, "--n_embd", "32"]
-    assert train.main([*words, "--max_steps", "300", "--eval_interval", "30"]) == 0
+    return noise
+
+
+TO_OVERFIT = ["book.txt", *SMALL, "--n_embd", "32", "--max_steps", "300", "--eval_interval", "30"]
+
+
+def test_best_is_kept_besides_last(noise, capsys):
+    assert train.main(TO_OVERFIT) == 0
     lines = log("out/book-tiny")
     best = min(lines, key=lambda line: line["validation_loss"])
     assert 0 < best["step"] < 300
@@ -62,10 +69,38 @@ def test_best_is_kept_besides_last():
     )
     _, validation = split(saved.vocabulary.encode(noise))
     assert train.evaluate(saved.model, validation, torch.float32) == best["validation_loss"]
+    # The evaluation after the best may be chance, every later one is another sign.
+    later = sum(line["step"] > best["step"] for line in lines)
+    printed = capsys.readouterr().out
+    assert printed.count(f"overfitting since step {best['step']}: ") == later - 1 > 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype):
+def test_run_that_still_learns_is_not_said_to_overfit(book, capsys):
+    assert train.main([book, *SMALL, "--max_steps", "100", "--eval_interval", "25"]) == 0
+    assert "overfitting" not in capsys.readouterr().out
+
+
+def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
+    assert train.main([*TO_OVERFIT, "--patience", "2"]) == 0
+    steps = [line["step"] for line in log("out/book-tiny")]
+    best = load_checkpoint(Path("out/book-tiny", BEST)).progress.step
+    assert steps == list(range(0, best + 61, 30))
+    printed = capsys.readouterr().out
+    assert f"stopped early at step {best + 60}: no gain since step {best}" in printed
+    assert "python train.py --resume out/book-tiny --patience 4\n" in printed
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "out/book-tiny"])
+    assert "stopped early, 2 evaluations after its best" in capsys.readouterr().err
+    assert train.main(["--resume", "out/book-tiny", "--patience", "4"]) == 0
+    best = load_checkpoint(Path("out/book-tiny", BEST)).progress.step
+    assert log("out/book-tiny")[-1]["step"] == min(best + 120, 300)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sent", "code"),
+    [("float32", signal.SIGINT, 130), ("bfloat16", signal.SIGTERM, 143)],
+)
+def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, sent, code):
     words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "400", "--eval_interval", "40"]
     words += ["--dtype", dtype]
     assert train.main([*words, "--out", "out/whole"]) == 0
@@ -73,9 +108,9 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype):
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.
     with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         next(line for line in process.stdout if line.startswith("step 40 of"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         printed = process.stdout.read()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
     assert 40 <= stopped.step < 400
@@ -164,7 +199,7 @@ def test_loss_that_is_no_number_stops_the_run(book, capsys, eval_interval):
     words += ["--eval_interval", eval_interval]
     assert train.main(words) == 1
     error = capsys.readouterr().err
-    assert "the loss is not a number any more" in error
+    assert "the loss or its gradient is not a number any more" in error
     assert "--learning_rate 3.3e+29" in error
     for name in (BEST, LAST):
         model = load_checkpoint(Path("out/book-tiny", name)).model

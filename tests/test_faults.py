@@ -1,0 +1,263 @@
+"""What can go wrong in a run is said in a sentence, and costs nothing that was saved."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+import train
+import training
+from checkpoint import BEST, LAST, load_checkpoint, read_log
+from data import draw_batch
+from model import GPT
+
+resource = pytest.importorskip("resource", reason="signals and limits as on Unix")
+
+RUN = ["book.txt", *SMALL, "--max_steps", "60", "--eval_interval", "20", "--out", "out/faulty"]
+
+
+@pytest.fixture
+def at_step(monkeypatch) -> Callable:
+    """Have something happen in the middle of certain steps."""
+    actions = {}
+
+    def draw_and_act(ids, batch_size, block_size, seed, step):
+        actions.get(step, lambda: None)()
+        return draw_batch(ids, batch_size, block_size, seed, step)
+
+    monkeypatch.setattr(training, "draw_batch", draw_and_act)
+    return lambda step, action: actions.update({step: action})
+
+
+class FaultyGPT(GPT):
+    """A network with a fault that can be switched on."""
+
+    fault = ""
+
+    def forward(self, ids, caches=None):
+        if self.fault == "memory" and self.training and ids.size(1) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        logits = super().forward(ids, caches)
+        if self.fault == "loss" and self.training:
+            return logits * torch.nan
+        if self.fault == "gradient" and self.training:
+            logits.register_hook(lambda gradient: gradient * torch.inf)
+        return logits
+
+
+@pytest.fixture
+def faulty(monkeypatch) -> type[FaultyGPT]:
+    monkeypatch.setattr(train, "GPT", FaultyGPT)
+    monkeypatch.setattr(FaultyGPT, "fault", "")
+    return FaultyGPT
+
+
+def assert_same_runs(one: str, other: str) -> None:
+    for name in (BEST, LAST):
+        assert Path(one, name).read_bytes() == Path(other, name).read_bytes()
+    logs = [[line | {"seconds": 0} for line in read_log(Path(run))] for run in (one, other)]
+    assert logs[0] == logs[1]
+    assert sorted(os.listdir(other)) == ["best.safetensors", "last.safetensors", "log.jsonl"]
+
+
+@pytest.fixture
+def undisturbed(book) -> str:
+    """A run like RUN that nothing happens to."""
+    assert train.main([*RUN[:-1], "out/undisturbed"]) == 0
+    return "out/undisturbed"
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_what_is_no_number_stops_the_run_at_its_step(book, faulty, at_step, capsys, fault):
+    at_step(27, lambda: setattr(faulty, "fault", fault))
+    assert train.main([*RUN, "--warmup_steps", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "at step 27, with learning_rate 0.0079 and muon_learning_rate 0.016, the loss" in error
+    assert "out/faulty/last.safetensors keeps step 20" in error
+    assert load_checkpoint(Path("out/faulty", LAST)).progress.step == 20
+    faulty.fault = ""
+    at_step(27, lambda: None)
+    assert train.main(["--resume", "out/faulty"]) == 0
+
+
+@pytest.mark.parametrize("fault", ["torch", "cpu", "numpy"])
+def test_memory_that_runs_out_once_makes_the_pieces_smaller(
+    book, undisturbed, at_step, capsys, fault
+):
+    errors = {
+        "torch": torch.OutOfMemoryError("CUDA out of memory."),
+        "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        "numpy": MemoryError("Unable to allocate 7 GiB"),
+    }
+    remaining = [errors[fault]]
+
+    def fail_once() -> None:
+        if remaining:
+            raise remaining.pop()
+
+    at_step(27, fail_once)
+    assert train.main(RUN) == 0
+    error = capsys.readouterr().err
+    assert error.count("memory ran out") == 1
+    assert "from here on 2 instead of 4 windows go through the model at once" in error
+    # The batch is the same, so only rounding differs.
+    losses = [read_log(Path(run))[-1]["validation_loss"] for run in ("out/faulty", undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_memory_that_always_runs_out_stops_the_run(book, faulty, at_step, capsys):
+    at_step(27, lambda: setattr(faulty, "fault", "memory"))
+    assert train.main(RUN) == 1
+    error = capsys.readouterr().err
+    assert "at step 27 memory does not suffice for one window of 8 characters" in error
+    assert "--block_size 2 fits; out/faulty/last.safetensors keeps step 20" in error
+
+
+def test_model_that_does_not_fit_is_refused_at_the_start(book, faulty, capsys):
+    faulty.fault = "memory"
+    with pytest.raises(SystemExit) as exit_:
+        train.main(RUN)
+    assert exit_.value.code == 2
+    assert "memory does not suffice for one window of 8 char" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(book, at_step):
+    def fail() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    at_step(27, fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train.main(RUN)
+
+
+@pytest.mark.parametrize("moment", ["step", "evaluation", "save"])
+def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on(book, undisturbed, at_step, capsys, moment):
+    def press_first(function: Callable) -> Callable:
+        return lambda *arguments: (signal.raise_signal(signal.SIGINT), function(*arguments))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "step":
+            at_step(40, lambda: signal.raise_signal(signal.SIGINT))
+        else:
+            # After step 39 come the evaluation of step 40 and the saving of it.
+            module, name = (training, "read_in_order") if moment == "evaluation" else (os, "fsync")
+            press_and_go_on = press_first(getattr(module, name))
+            at_step(39, lambda: patch.setattr(module, name, press_and_go_on))
+        if moment == "save":
+            # The second Ctrl-C, which comes in the second of several writes, stops at once.
+            with pytest.raises(KeyboardInterrupt):
+                train.main(RUN)
+        else:
+            assert train.main(RUN) == 130
+            assert "--resume out/faulty\n" in capsys.readouterr().out
+    stopped_at = load_checkpoint(Path("out/faulty", LAST)).progress.step
+    assert stopped_at == {"step": 41, "evaluation": 40, "save": 20}[moment]
+    assert not list(Path("out/faulty").glob("*.tmp"))
+    at_step(40, lambda: None)
+    at_step(39, lambda: None)
+    assert train.main(["--resume", "out/faulty"]) == 0
+    assert_same_runs(undisturbed, "out/faulty")
+
+
+def test_run_is_saved_between_evaluations(book, undisturbed, at_step):
+    def break_off() -> None:
+        raise KeyboardInterrupt
+
+    at_step(33, break_off)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*RUN, "--save_minutes", "1e-9"])
+    assert load_checkpoint(Path("out/faulty", LAST)).progress.step == 33
+    at_step(33, lambda: None)
+    assert train.main(["--resume", "out/faulty", "--save_minutes", "5"]) == 0
+    assert_same_runs(undisturbed, "out/faulty")
+
+
+def test_run_is_saved_when_its_terminal_is_closed(book):
+    controller, terminal = pty.openpty()
+    words = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
+    with subprocess.Popen(
+        ["setsid", "--ctty", *words], stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        with open(controller, encoding="utf-8", errors="replace") as screen:
+            next(line for line in screen if line.startswith("step 20 of"))
+    assert process.returncode == 129
+    assert load_checkpoint(Path("out/faulty", LAST)).progress.step > 20
+
+
+def test_second_process_is_refused(book, capsys):
+    command = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        next(line for line in process.stdout if line.startswith("step 0 of"))
+        with pytest.raises(SystemExit) as exit_:
+            train.main(["--resume", "out/faulty"])
+        process.kill()
+    assert exit_.value.code == 2
+    assert "another process is training in out/faulty" in capsys.readouterr().err
+    assert train.main(["--resume", "out/faulty", "--max_steps", "30"]) == 0
+
+
+@contextlib.contextmanager
+def limited_files(size: int):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_disk_that_is_full_for_a_while_loses_nothing(book, undisturbed, at_step, capsys):
+    with contextlib.ExitStack() as stack:
+        at_step(17, lambda: stack.enter_context(limited_files(1000)))
+        at_step(23, stack.close)
+        assert train.main(RUN) == 0
+    error = capsys.readouterr().err
+    assert "could not save step 20" in error
+    assert "File too large; last.safetensors is still that of step 0" in error
+    assert_same_runs(undisturbed, "out/faulty")
+
+
+def test_disk_that_stays_full_ends_the_run_with_a_sentence(book, at_step, capsys):
+    with contextlib.ExitStack() as stack:
+        at_step(27, lambda: stack.enter_context(limited_files(1000)))
+        assert train.main(RUN) == 1
+    assert "step 60 could not be saved, so what came after step 20 is lost" in (
+        capsys.readouterr().err
+    )
+    for name in (BEST, LAST):
+        assert load_checkpoint(Path("out/faulty", name)).progress.step == 20
+    assert not list(Path("out/faulty").glob("*.tmp"))
+    at_step(27, lambda: None)
+    assert train.main(["--resume", "out/faulty"]) == 0
+
+
+def test_folder_that_cannot_be_written_is_refused_at_the_start(book, capsys):
+    Path("out").mkdir(mode=0o555)
+    os.chmod(".", 0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # permissions mean nothing to root
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            train.main(RUN)
+    finally:
+        os.seteuid(user)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "train.py: out/faulty: Permission denied\n"
+
+
+def test_resuming_with_more_steps_says_what_that_does(undisturbed, capsys):
+    assert train.main(["--resume", undisturbed, "--max_steps", "70"]) == 0
+    assert (
+        "max_steps 60 becomes 70: at step 60 the learning rate is 20% of its highest instead of 0%"
+    ) in capsys.readouterr().out
