@@ -226,7 +226,7 @@ def find_run(path: str) -> Path:
         nearest = difflib.get_close_matches(path, known, n=1, cutoff=0)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise FileNotFoundError(f"there is no run {path!r}{hint}")
-    if run.is_dir() and not (run / BEST).exists():
+    if run.is_dir() and not any((run / name).exists() for name in (BEST, LAST)):
         raise FileNotFoundError(f"the folder {path!r} does not hold a run")
     return run
 

@@ -181,6 +181,19 @@ def test_run_is_saved_between_evaluations(book, undisturbed, at_step):
     assert_same_runs(undisturbed, "out/faulty")
 
 
+def test_run_that_broke_off_before_its_first_evaluation_goes_on(book, undisturbed):
+    def break_off(*_) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(RUN)
+    assert os.listdir("out/faulty") == [LAST]
+    assert train.main(["--resume", "out/faulty"]) == 0
+    assert_same_runs(undisturbed, "out/faulty")
+
+
 def test_run_is_saved_when_its_terminal_is_closed(book):
     controller, terminal = pty.openpty()
     words = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
