@@ -1,13 +1,14 @@
 """What a run looks like on disk: out/<text>-<preset>/ with two checkpoints and a log.
 
-best.safetensors has the weights with the lowest validation loss, for writing and sharing.
-last.safetensors has the newest weights and the optimizer, for going on.
+best.safetensors has the averaged weights with the lowest validation loss, for writing and sharing.
+last.safetensors has the newest weights, their average and the optimizer, for going on.
 log.jsonl has a line for each evaluation.
 
 A checkpoint is a safetensors file: it holds numbers and one JSON text, and nothing in it can run.
 """
 
 import contextlib
+import copy
 import difflib
 import json
 import os
@@ -40,7 +41,7 @@ FORMAT = 1
 LONGEST_HEADER = 2**25
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"
-OPTIMIZER = "optimizer."
+AVERAGE, OPTIMIZER = "average.", "optimizer."
 # What reading a record with missing or wrong parts raises.
 MALFORMED = (KeyError, TypeError, AttributeError, RuntimeError)
 LONGEST_REASON = 300
@@ -78,7 +79,9 @@ class Checkpoint:
     # The settings besides the model's, by section.
     settings: dict[str, dict[str, Any]]
     progress: Progress = field(default_factory=Progress)
-    # What the optimizer remembers, "<parameter>.<what>"; empty in best.safetensors.
+    # What only last.safetensors has: averaged weights, and what the optimizer remembers, as
+    # "<parameter>.<what>".
+    average: GPT | None = None
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -95,9 +98,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "settings": checkpoint.settings,
         "progress": asdict(checkpoint.progress),
     }
-    tensors = checkpoint.model.state_dict() | {
-        OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()
-    }
+    average = checkpoint.average.state_dict() if checkpoint.average else {}
+    tensors = checkpoint.model.state_dict()
+    tensors |= {AVERAGE + name: tensor for name, tensor in average.items()}
+    tensors |= {OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()}
     contents = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     if not _all_finite(contents):
         raise FloatingPointError(f"{path} would hold numbers that are not finite")
@@ -141,10 +145,12 @@ def _load(path: Path) -> Checkpoint:
             model = GPT(config, len(vocabulary))
         shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         names = set(file.keys())
+        prefixes = ["", AVERAGE] if any(name.startswith(AVERAGE) for name in names) else [""]
         # AdamW remembers three tensors of each parameter.
-        if len(names) > 4 * len(shapes) or any(
-            name not in names or file.get_slice(name).get_shape() != shape
+        if len(names) > 5 * len(shapes) or any(
+            prefix + name not in names or file.get_slice(prefix + name).get_shape() != shape
             for name, shape in shapes.items()
+            for prefix in prefixes
         ):
             raise ValueError("its weights do not have the shapes that its settings say")
         # Copies, so that nothing looks into the file any more when it is replaced.
@@ -153,7 +159,9 @@ def _load(path: Path) -> Checkpoint:
         raise ValueError("its numbers are not all float32")
     if not _all_finite(tensors):
         raise ValueError("its numbers are not all finite")
-    model.load_state_dict({name: tensors.pop(name) for name in shapes}, assign=True)
+    average = copy.deepcopy(model) if AVERAGE in prefixes else None
+    for module, prefix in zip((model, average), prefixes, strict=False):
+        module.load_state_dict({name: tensors.pop(prefix + name) for name in shapes}, assign=True)
     if not all(name.startswith(OPTIMIZER) for name in tensors):
         raise ValueError("it holds more than a model and its optimizer")
     (progress,) = build({"progress": Progress}, {"progress": record["progress"]})
@@ -172,6 +180,7 @@ def _load(path: Path) -> Checkpoint:
         text=text,
         settings=settings,
         progress=progress,
+        average=average,
         optimizer={name.removeprefix(OPTIMIZER): tensor for name, tensor in tensors.items()},
     )
 

@@ -115,6 +115,8 @@ class Run:
     text: Text
     vocabulary: Vocabulary
     model: GPT
+    # The averaged weights, which are evaluated and kept.
+    average: GPT
     optimizers: list[Optimizer]
     optimizer_config: OptimizerConfig
     config: TrainConfig
@@ -134,9 +136,9 @@ class Run:
     max_steps_before: int | None = None
 
     def save(self, name: str) -> None:
-        """Write best.safetensors, the weights alone, or last.safetensors, with the optimizer."""
+        """Write best.safetensors, the average, or last.safetensors, with what goes on changing."""
         checkpoint = Checkpoint(
-            model=self.model,
+            model=self.model if name == LAST else self.average,
             vocabulary=self.vocabulary,
             text={
                 "paths": self.paths,
@@ -145,8 +147,10 @@ class Run:
             },
             settings={"optimizer": asdict(self.optimizer_config), "train": asdict(self.config)},
             progress=self.progress,
-            optimizer=optimizer_tensors(self.model, self.optimizers) if name == LAST else {},
         )
+        if name == LAST:
+            checkpoint.average = self.average
+            checkpoint.optimizer = optimizer_tensors(self.model, self.optimizers)
         save_checkpoint(self.folder / name, checkpoint)
 
 
@@ -237,7 +241,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     torch.manual_seed(config.seed)
     model = GPT(model_config, len(vocabulary))
     return assemble(
-        folder, arguments.texts, text, vocabulary, model, optimizer_config, config, Progress()
+        folder, arguments.texts, text, vocabulary, model, None, optimizer_config, config, Progress()
     )
 
 
@@ -296,6 +300,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         text,
         checkpoint.vocabulary,
         checkpoint.model,
+        checkpoint.average,
         optimizer_config,
         config,
         checkpoint.progress,
@@ -324,6 +329,7 @@ def assemble(
     text: Text,
     vocabulary: Vocabulary,
     model: GPT,
+    average: GPT | None,
     optimizer_config: OptimizerConfig,
     config: TrainConfig,
     progress: Progress,
@@ -348,6 +354,7 @@ def assemble(
         text,
         vocabulary,
         model,
+        copy.deepcopy(model) if average is None else average.to(device),
         make_optimizers(model, optimizer_config, precision),
         optimizer_config,
         config,
@@ -396,9 +403,9 @@ class Pace:
 
 def rehearse(run: Run) -> Pace:
     """Time training steps on a copy of the model, which is then thrown away."""
-    model = copy.deepcopy(run.model)
+    model, average = copy.deepcopy(run.model), copy.deepcopy(run.average)
     optimizers = make_optimizers(model, run.optimizer_config, run.precision)
-    take_step = step_function(replace(run, model=model, optimizers=optimizers))
+    take_step = step_function(replace(run, model=model, average=average, optimizers=optimizers))
 
     def seconds_of_a_step() -> float:
         began = time.perf_counter()
@@ -457,6 +464,7 @@ def step_function(run: Run) -> Callable[[int, int], Tensor]:
     """Return the function that makes one step of this run, from step and max_steps."""
     return make_step(
         run.model,
+        run.average,
         run.optimizers,
         run.optimizer_config,
         run.training_ids,
@@ -472,7 +480,7 @@ def write_sample(run: Run) -> str:
     device = run.training_ids.device
     prompt = run.vocabulary.encode(run.vocabulary.start)[None].to(device)
     generator = torch.Generator(device).manual_seed(run.config.seed)
-    with contextlib.closing(run.model.generate(prompt, SamplingConfig(), generator)) as ids:
+    with contextlib.closing(run.average.generate(prompt, SamplingConfig(), generator)) as ids:
         return run.vocabulary.decode(int(i) for i in itertools.islice(ids, SAMPLE_LENGTH))
 
 
@@ -500,7 +508,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             if due and step != progress.evaluated_step:
                 progress.loss_sum = loss_sum.item()
                 evaluation_began = time.perf_counter()
-                validation_loss = evaluate(run.model, run.validation_ids, run.precision)
+                validation_loss = evaluate(run.average, run.validation_ids, run.precision)
                 record(run, finite(validation_loss), evaluation_began - began)
                 loss_sum.zero_()
                 pace.evaluation = time.perf_counter() - evaluation_began

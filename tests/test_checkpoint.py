@@ -55,6 +55,7 @@ def rewrite(path: Path, change) -> None:
 def test_everything_comes_back():
     saved = make_checkpoint()
     saved.progress.best_loss = 1 / 3
+    saved.average = GPT(saved.model.config, len(saved.vocabulary))
     saved.optimizer = {"head.weight.exp_avg": torch.rand(3)}
     save_checkpoint(Path("a"), saved)
     loaded = load_checkpoint(Path("a"))
@@ -63,7 +64,8 @@ def test_everything_comes_back():
     assert (loaded.text, loaded.settings) == (saved.text, saved.settings)
     assert loaded.progress == saved.progress
     torch.testing.assert_close(loaded.optimizer, saved.optimizer, rtol=0, atol=0)
-    torch.testing.assert_close(loaded.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
+    for one, other in ((loaded.model, saved.model), (loaded.average, saved.average)):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
     ids = torch.tensor([[0, 1, 2]])
     assert torch.equal(loaded.model(ids), saved.model(ids))
 

@@ -133,6 +133,15 @@ def test_evaluation_does_not_change_the_weights(book):
         assert torch.equal(tensor, weights("100")[name])
 
 
+def test_kept_weights_are_the_average_and_not_the_last(book):
+    assert train.main([book, *SMALL, "--max_steps", "60"]) == 0
+    best, last = (load_checkpoint(Path("out/book-tiny", name)) for name in (BEST, LAST))
+    assert best.progress.step == last.progress.step == 60
+    for name, kept in best.model.state_dict().items():
+        assert torch.equal(kept, last.average.state_dict()[name])
+        assert not torch.equal(kept, last.model.state_dict()[name])
+
+
 def test_seed_decides_the_weights(book):
     for seed, out in [("1", "a"), ("1", "b"), ("2", "c")]:
         assert train.main([book, *SMALL, "--max_steps", "5", "--seed", seed, "--out", out]) == 0

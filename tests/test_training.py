@@ -35,6 +35,17 @@ def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch, 
             assert (other[name] - whole).norm() <= tolerance * whole.norm()
 
 
+def test_average_counts_late_weights_most_and_forgets_the_first():
+    model, average = (GPT(GPTConfig(4, 1, 1, 4), 5) for _ in range(2))
+    for step in range(100):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, step + 1)
+        training.update_average(average, model, step)
+    # Step t counts (t + 1)(t + 2)...(t + p) times, so the mean of t is ((p + 1) 100 + 1) / (p + 2).
+    for parameter in average.parameters():
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1701 / 18))
+
+
 def test_evaluation_is_the_mean_over_every_character_of_the_text():
     torch.manual_seed(1)
     model = GPT(GPTConfig(8, 1, 1, 4, dropout=0.5), 5)
