@@ -12,7 +12,15 @@ from typing import Annotated, Literal
 import torch
 
 from checkpoint import find_run, load_model, newest_run
-from config import Device, SettingsParser, bad_input_exits, build, choose_device, run_script
+from config import (
+    Device,
+    SettingsParser,
+    bad_input_exits,
+    build,
+    choose_device,
+    harmless,
+    run_script,
+)
 from data import Vocabulary, read_file
 from model import SamplingConfig
 
@@ -67,16 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.to(device)
     seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
+    show = harmless if sys.stdout.isatty() else str
     try:
         for i in range(writing.num_samples):
-            print("\n---\n" * (i > 0) + prompt, end="", flush=True)
+            print("\n---\n" * (i > 0) + show(prompt), end="", flush=True)
             # The seeds follow one another, so any of the texts can be had again by itself.
             generator = torch.Generator(device).manual_seed(seed + i)
             ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device)
             with contextlib.closing(model.generate(ids, sampling, generator)) as stream:
                 characters = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
                 for character in until(stop, itertools.islice(characters, writing.length)):
-                    print(character, end="", flush=True)
+                    print(show(character), end="", flush=True)
     finally:
         print()
     return 0

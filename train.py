@@ -46,6 +46,7 @@ from config import (
     choose_device,
     choose_precision,
     describe_os_error,
+    harmless,
     load_preset,
     ran_out_of_memory,
     run_script,
@@ -575,7 +576,7 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
             f"overfitting since step {progress.best_step:,}: validation has risen while training "
             f"fell; {BEST} keeps that step, Ctrl-C stops, and --patience 3 would stop by itself"
         )
-    tqdm.write("\n".join(f"    {row}".rstrip() for row in sample.splitlines()))
+    tqdm.write("\n".join(f"    {harmless(row)}".rstrip() for row in sample.splitlines()))
 
 
 def keep(run: Run, improved_to: float | None = None) -> None:

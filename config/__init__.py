@@ -24,7 +24,7 @@ from config.hardware import (
     choose_precision,
     ran_out_of_memory,
 )
-from config.script import StopRequest, bad_input_exits, describe_os_error, run_script
+from config.script import StopRequest, bad_input_exits, describe_os_error, harmless, run_script
 
 __all__ = [
     "PRESETS",
@@ -39,6 +39,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "describe_os_error",
+    "harmless",
     "load_preset",
     "ran_out_of_memory",
     "run_script",

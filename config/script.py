@@ -31,6 +31,19 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+# Control characters, except line break and tab, and the pictures that Unicode has for them.
+PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def harmless(text: str) -> str:
+    """Return a text as a terminal can show it: control characters, which command it, as pictures.
+
+    What a stranger's model writes might otherwise move the cursor or fill the clipboard.
+    """
+    return text.translate(PICTURES)
+
+
 @contextlib.contextmanager
 def bad_input_exits(program: str) -> Iterator[None]:
     """Turn a ValueError or OSError raised inside into its sentence on stderr and exit code 2."""

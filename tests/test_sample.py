@@ -1,11 +1,14 @@
 """What sample.py prints: the prompt and what the model writes after it."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 
 import sample
+import train
 
 
 def written(capsys, *words) -> str:
@@ -77,3 +80,17 @@ def test_escapes_in_a_prompt(typed, meant):
 def test_until_ends_with_the_first_stop_even_across_characters():
     assert "".join(sample.until("aab", "xaaabaab")) == "xaaab"
     assert "".join(sample.until(None, "xyz")) == "xyz"
+
+
+def test_control_characters_do_not_reach_a_terminal(monkeypatch, capsys):
+    Path("book.txt").write_text("\x1b]52;c;!\a\x9b2J\t\n" * 20, encoding="utf-8")
+    assert train.main(["book.txt", *SMALL, "--max_steps", "1", "--out", "run"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    words = ["run", "--prompt", "\x1b\x9b", "--length", "200"]
+    assert sample.main(words) == 0
+    assert "\x1b" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert sample.main(words) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("␛\ufffd")
+    assert {c for c in shown if ord(c) < 32 or 127 <= ord(c) < 160} <= set("\t\n")
