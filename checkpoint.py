@@ -36,15 +36,18 @@ from optimizer import Optimizer
 OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 
-FORMAT = 1
-# No model that GPTConfig allows needs a longer header, and reading one takes memory.
-LONGEST_HEADER = 2**25
+FORMAT = 2
+# No model that GPTConfig allows needs a longer header or record, and reading either takes up to
+# 25 times as much memory.
+LONGEST_HEADER, LONGEST_RECORD = 2**24, 2**23
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"
 AVERAGE, OPTIMIZER = "average.", "optimizer."
+# What a run needs of its log when it goes on.
+LOGGED = {"step": int, "training_loss": float | None, "validation_loss": float, "seconds": float}
 # What reading a record with missing or wrong parts raises.
-MALFORMED = (KeyError, TypeError, AttributeError, RuntimeError)
-LONGEST_REASON = 300
+MALFORMED = (KeyError, TypeError, AttributeError, RecursionError)
+LONGEST_REASON, LONGEST_PATH = 300, 4096
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Progress:
     # The training losses since then.
     loss_sum: float = 0.0
     loss_count: int = 0
+    # The windows that went through the model at once after memory had run out.
+    windows: int | None = None
 
     def __post_init__(self):
         evaluated = self.step if self.evaluated_step is None else self.evaluated_step
@@ -66,6 +71,8 @@ class Progress:
             raise ValueError("its steps contradict each other")
         if self.loss_count < 0 or (self.best_loss is None and self.best_step > 0):
             raise ValueError("its losses contradict each other")
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"windows is {self.windows}; it must be at least 1")
 
 
 @dataclass
@@ -133,6 +140,8 @@ def _load(path: Path) -> Checkpoint:
         written = (file.metadata() or {}).get(METADATA)
         if written is None:
             raise ValueError("chargpt did not write it")
+        if len(written) > LONGEST_RECORD:
+            raise ValueError("its record is too long")
         record = json.loads(written)
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']!r}; this version reads {FORMAT}")
@@ -141,8 +150,11 @@ def _load(path: Path) -> Checkpoint:
         (config,) = build({"model": GPTConfig}, {"model": record["model"]})
         vocabulary = Vocabulary(record["vocabulary"])
         # On the meta device a model has shapes but no memory: the file brings the numbers.
-        with torch.device("meta"):
-            model = GPT(config, len(vocabulary))
+        try:
+            with torch.device("meta"):
+                model = GPT(config, len(vocabulary))
+        except RuntimeError:
+            raise ValueError("its settings are those of a model too large for any memory") from None
         shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         names = set(file.keys())
         prefixes = ["", AVERAGE] if any(name.startswith(AVERAGE) for name in names) else [""]
@@ -172,6 +184,8 @@ def _load(path: Path) -> Checkpoint:
         and isinstance(text["characters"], int)
     ):
         raise ValueError("its record of the text is damaged")
+    if any(len(path) > LONGEST_PATH for path in text["paths"]):
+        raise ValueError("its record of the text has a path longer than any")
     if not all(isinstance(values, dict) for values in settings.values()):
         raise ValueError("its record of the settings is damaged")
     return Checkpoint(
@@ -189,7 +203,7 @@ def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
     """Return the best model of a run folder, or that of a checkpoint file, and its vocabulary."""
     path = Path(path)
     checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
-    return checkpoint.model, checkpoint.vocabulary
+    return checkpoint.average or checkpoint.model, checkpoint.vocabulary
 
 
 @contextlib.contextmanager
@@ -255,7 +269,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for written in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError, RecursionError):
             line = json.loads(written)
-            if isinstance(line, dict) and {"step", "seconds", "validation_loss"} <= line.keys():
+            if isinstance(line, dict) and all(
+                isinstance(line.get(key), kind) for key, kind in LOGGED.items()
+            ):
                 lines.append(line)
     return lines
 
@@ -311,15 +327,25 @@ def _replace(path: Path, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":
-        # The new name lives in the folder, which has to reach the disk as well.
+        # The new name lives in the folder, which has to reach the disk as well; where a file system
+        # refuses that, the file is there all the same.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):
+                os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _sync(descriptor: int) -> None:
+    """Wait until a file is on the disk itself, not in a cache of the disk's, as far as possible."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)

@@ -28,6 +28,7 @@ class GPTConfig:
         for name in ("block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        # Deeper than any that trains: so a checkpoint cannot claim a model that takes long to make.
         if self.n_layer > 1000:
             raise ValueError(f"n_layer is {self.n_layer}; it must be at most 1000")
         if self.n_embd % self.n_head:

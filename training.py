@@ -44,6 +44,7 @@ class Pieces:
     """How many windows of a batch go through the model at once; fewer when memory runs out."""
 
     windows: int
+    reduced: bool = False
 
 
 def make_step(
@@ -73,12 +74,11 @@ def make_step(
     copies = list(worker.parameters())
     block_size = model.config.block_size
 
-    def leave_gradient(step: int, windows: int, length: int = block_size) -> Tensor:
+    def leave_gradient(step: int, inputs: Tensor, targets: Tensor, windows: int) -> Tensor:
         """Compute the gradient of a batch, so many windows at a time, and return its loss."""
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
             torch.manual_seed(step_seed(seed, step))
-        inputs, targets = draw_batch(ids, batch_size, length, seed, step)  # (B, T) each
         mean = torch.zeros((), device=ids.device)
         for weight in (*weights, *copies):
             weight.grad = None
@@ -96,17 +96,23 @@ def make_step(
         return mean
 
     def take_step(step: int, max_steps: int) -> Tensor:
-        loss, windows = halve_until_it_fits(partial(leave_gradient, step), pieces.windows)
+        inputs, targets = draw_batch(ids, batch_size, block_size, seed, step)  # (B, T) each
+        loss, windows = halve_until_it_fits(
+            partial(leave_gradient, step, inputs, targets), pieces.windows
+        )
         if loss is None:
-            _, length = halve_until_it_fits(partial(leave_gradient, step, 1), block_size // 2)
-            would = f"--block_size {length}" if length else "a smaller preset, such as mini,"
+            _, length = halve_until_it_fits(
+                lambda length: leave_gradient(step, inputs[:1, :length], targets[:1, :length], 1),
+                block_size // 2,
+            )
+            would = f"--block_size {length} fits" if length else "make the model smaller"
             raise DoesNotFitError(
-                f"memory does not suffice for one window of {block_size} characters; {would} fits"
+                f"memory does not suffice for one window of {block_size} characters; {would}"
             )
         if windows < pieces.windows:
             note = f"memory ran out: from here on {windows} instead of {pieces.windows} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
-            pieces.windows = windows
+            pieces.windows, pieces.reduced = windows, True
         norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         set_schedule(optimizers, step, max_steps, config)
         for optimizer in optimizers:

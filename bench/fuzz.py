@@ -31,7 +31,7 @@ import torch
 
 import sample
 import train
-from checkpoint import BEST, LAST, METADATA, load_checkpoint
+from checkpoint import BEST, LAST, LOG, METADATA, load_checkpoint
 
 MEMORY = 500 * 2**20
 SECONDS = 2
@@ -48,6 +48,8 @@ TRAIN += ["--resume run", "--resume a", "--resume missing", "--resume=", "--help
 SAMPLE = ["run"] * 9 + ["missing", "book.txt", "", "run/best.safetensors", "--help", "--length 5"]
 SAMPLE += ["--prompt A", "--prompt é", "--prompt=", "--prompt_file book.txt", "--prompt_file ."]
 SAMPLE += ["--stop A", "--temperature 0", "--top_k 1", "--top_p 0.1", "--unknown skip"]
+# Work without end is no fault.
+ENDLESS = {"max_steps", "length", "num_samples"}
 WORDS = ["-1", "0", "1", "2", "7", "0.5", "1e-9", "1e300", "1e999", "nan", "x", "", "2147483647"]
 
 
@@ -123,6 +125,13 @@ def wild_preset(draw: random.Random) -> str:
     return "\n".join(draw.choices(lines, k=draw.randint(0, 4)))
 
 
+def wild_log(draw: random.Random) -> str:
+    """Return lines of which some are those of a log."""
+    keys = ["step", "training_loss", "validation_loss", "seconds"]
+    lines = [{key: draw.choice(VALUES[:9]) for key in keys} for _ in range(3)]
+    return "\n".join([*map(json.dumps, lines), "[" * 9**5, "{}", "\0"])
+
+
 def wild_words(draw: random.Random, own: list[str], sections: dict) -> list[str]:
     """Return a command line of valid and invalid parts."""
     flags = [name for section in sections.values() for name in section.__dataclass_fields__]
@@ -131,7 +140,8 @@ def wild_words(draw: random.Random, own: list[str], sections: dict) -> list[str]
         if draw.random() < 0.6:
             words += draw.choice(own).split(" ")
         else:
-            words += [f"--{draw.choice(flags)}", draw.choice(WORDS)]
+            flag, word = draw.choice(flags), draw.choice(WORDS)
+            words += [f"--{flag}", "7" if flag in ENDLESS and word == WORDS[-1] else word]
     return words
 
 
@@ -144,7 +154,7 @@ def try_checkpoint(path: str) -> str:
                 return "NO VALID MODEL"
         if Path(path).name == LAST:
             train.resume(Path(path).parent, [], {"train": {"max_steps": 10**6}})
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         one_line = 0 < len(str(error)) < 1000 and "\n" not in str(error)
         return "sentence" if one_line else f"NO SENTENCE: {str(error)[:500]!r}"
     return "loaded"
@@ -243,6 +253,7 @@ def main() -> None:
             name = (BEST, LAST)[i % 2]
             data = damage(Path("run", name).read_bytes(), draw)
             Path("damaged", name).write_bytes(data)
+            Path("damaged", LOG).write_text(wild_log(draw))
             outcome = worker.run(try_checkpoint, f"damaged/{name}", seconds=SECONDS)
             outcomes[outcome] += 1
         outcomes["TRAPPED"] += Path("trapped").exists()

@@ -24,7 +24,14 @@ from config.hardware import (
     choose_precision,
     ran_out_of_memory,
 )
-from config.script import StopRequest, bad_input_exits, describe_os_error, harmless, run_script
+from config.script import (
+    StopRequest,
+    Unfailing,
+    bad_input_exits,
+    describe_os_error,
+    harmless,
+    run_script,
+)
 
 __all__ = [
     "PRESETS",
@@ -33,6 +40,7 @@ __all__ = [
     "Precision",
     "SettingsParser",
     "StopRequest",
+    "Unfailing",
     "Values",
     "bad_input_exits",
     "build",

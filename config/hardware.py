@@ -51,6 +51,10 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+# What torch says on Linux, macOS and Windows, CUDA's libraries, and what no address can reach.
+NO_MEMORY = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED|Storage size"
+
+
 class DoesNotFitError(MemoryError):
     """Something does not fit into memory; the message is a sentence for people."""
 
@@ -58,6 +62,5 @@ class DoesNotFitError(MemoryError):
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is about memory: on a CPU, torch raises a RuntimeError among others."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and re.search("allocate memory|out of memory|Storage size", str(error)) is not None
+        isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error)) is not None
     )

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TextIO
 
 from config.hardware import DoesNotFitError, ran_out_of_memory
 
@@ -69,7 +69,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 class StopRequest:
-    """While it is entered, Ctrl-C or a like signal asks for a stop; a second one stops at once.
+    """While it is entered, Ctrl-C or a like signal asks for a stop; a second Ctrl-C stops at once.
 
     `made` says whether there was one, and `exit_code` what a process that was stopped by it
     returns.
@@ -79,12 +79,11 @@ class StopRequest:
     exit_code = 0
 
     def __enter__(self) -> Self:
-        # A signal that is ignored, as hanging up is below nohup, stays ignored.
-        self._previous = {
-            number: signal.signal(number, self._note)
-            for number in STOP_SIGNALS
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
-        }
+        self._previous: dict[int, Any] = {}
+        for number in STOP_SIGNALS:
+            # What is ignored stays ignored: hanging up below nohup, Ctrl-C in the background.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,11 +92,37 @@ class StopRequest:
 
     def _note(self, number: int, _: Any) -> None:
         self.made, self.exit_code = True, 128 + number
-        self.__exit__()
-        if number not in (signal.SIGINT, signal.SIGTERM):
-            # The terminal is gone, and writing to it would fail before the run is saved.
-            for stream in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        # The other signals may come twice: a closed terminal sends one, and so does its shell.
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
         # A signal may arrive in the middle of a print, which print does not bear.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+            os.write(2, b"\nstopping after this step; Ctrl-C stops at once\n")
+
+
+class Unfailing:
+    """A stream that drops what cannot be written, to a full disk or to a terminal that is gone."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        """Write as far as possible; a pipe that nobody reads is still an error."""
+        try:
+            self.stream.write(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        """Do as `write` does."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass

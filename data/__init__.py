@@ -1,12 +1,17 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
+from data.baselines import baselines, bytes_per_character
 from data.batches import draw_batch, fit_block_size, read_in_order, split, step_seed
-from data.files import Text, read_file, read_text
+from data.files import STANDARD_INPUT, Text, TextConfig, read_file, read_text
 from data.vocabulary import Vocabulary
 
 __all__ = [
+    "STANDARD_INPUT",
     "Text",
+    "TextConfig",
     "Vocabulary",
+    "baselines",
+    "bytes_per_character",
     "draw_batch",
     "fit_block_size",
     "read_file",

@@ -1,15 +1,47 @@
 """From paths to one text: which files are read, and how they become one string."""
 
+import bz2
+import contextlib
+import fnmatch
 import functools
+import gzip
 import hashlib
+import importlib
+import io
+import lzma
 import os
+import stat
+import sys
 import sysconfig
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from data.encoding import check_encoding, decode, detect_encoding
 
 # A file with a zero byte among its first 8,192 is taken for binary: text has none.
 BINARY_PROBE = 8192
+BLOCK = 2**20
+# Folders with files that were installed or made, not written.
+VENDORED = {"node_modules", "__pycache__", "site-packages", "venv", "vendor", "build", "dist"}
+STANDARD_INPUT = "-"
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+GZIP, BZIP2, XZ, ZSTANDARD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How the text is read."""
+
+    encoding: Annotated[str, "encoding of its files, such as gb18030 or cp1252"] = "auto"
+    glob: Annotated[str | None, 'which files of a folder, such as "*.md"; none: all texts'] = None
+
+    def __post_init__(self):
+        if self.encoding != "auto":
+            check_encoding(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -18,19 +50,23 @@ class Text:
 
     name: str
     characters: str
+    encodings: tuple[str, ...]
     n_files: int
-    n_skipped: int = 0
+    # Files in folders that are not text, and those whose encoding is not known.
+    n_binary: int = 0
+    unknown: tuple[str, ...] = ()
 
     @functools.cached_property
     def sha256(self) -> str:
         """The fingerprint by which a resumed run knows its text again."""
-        return hashlib.sha256(self.characters.encode()).hexdigest()
+        return hashlib.sha256(self.characters.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_text(paths: Sequence[str]) -> Text:
+def read_text(paths: Sequence[str], config: TextConfig) -> Text:
     """Read files and folders into one text; without any, the source of Python's own library.
 
-    Documents are joined by a blank line. In a folder, hidden and binary files are left out.
+    Documents are joined by a blank line. In a folder, files that are no text are left out, and so
+    are hidden, vendored and trained ones.
     """
     if not paths:
         library = Path(sysconfig.get_path("stdlib"))
@@ -39,47 +75,118 @@ def read_text(paths: Sequence[str]) -> Text:
             raise FileNotFoundError(
                 f"Python's library has no source files in {library}; name a text file to train on"
             )
-        return Text("python", _join(files), len(files))
-    files, n_skipped = [], 0
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = _files_in(path)
-            text_files = [file for file in found if not _is_binary(file)]
-            if not text_files:
-                raise FileNotFoundError(f"there is no text file in the folder {path}")
-            files += text_files
-            n_skipped += len(found) - len(text_files)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
-    characters = _join(files)
+        documents = [read_file(file) for file in files]
+        return Text("python", _join(documents), ("utf_8",), len(files))
+    documents, encodings, unknown, n_binary = [], set(), [], 0
+    for path in paths:
+        if not Path(path).is_dir():
+            sources = [path]
+        elif not (sources := _files_in(Path(path), config.glob)):
+            matching = f" that matches {config.glob}" if config.glob else ""
+            raise FileNotFoundError(f"there is no text file{matching} in the folder {path}")
+        for source in sources:
+            try:
+                if source is not path and _is_binary(source):
+                    n_binary += 1
+                    continue
+                document, encoding = _read(source, config.encoding)
+            except ValueError:
+                # What was named has to be read; in a folder there may be anything.
+                if source is path:
+                    raise
+                unknown.append(str(source))
+                continue
+            documents.append(document)
+            encodings.add(encoding)
+    characters = _join(documents)
+    if not documents:
+        raise FileNotFoundError(f"there is no text file in the folder {' or '.join(paths)}")
     if not characters:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
-    # abspath names the folder itself where the path is "." or "..".
-    name = Path(os.path.abspath(paths[0])).stem
-    if len(paths) > 1:
-        name += f"-and-{len(paths) - 1}-more"
-    return Text(name, characters, len(files), n_skipped)
+    return Text(
+        _name(paths), characters, tuple(sorted(encodings)), len(documents), n_binary, tuple(unknown)
+    )
 
 
 def read_file(path: str | Path) -> str:
-    """Read one UTF-8 file; a byte order mark is no character, and every line ends in \\n."""
-    data = Path(path).read_bytes()
-    try:
-        characters = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if _is_binary(Path(path)):
-            raise ValueError(f"{path} is not a text in UTF-8, but binary or UTF-16") from None
-        raise ValueError(
-            f"{path} is not UTF-8: byte {data[error.start]:#04x} at position {error.start} "
-            f"({error.reason}); save it as UTF-8 and try again"
-        ) from None
-    return characters.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    """Read one text file, in UTF-8 unless it shows that it is in another encoding."""
+    return _read(path, "auto")[0]
 
 
-def _join(files: Sequence[Path]) -> str:
-    documents = [read_file(file) for file in files]
+def _name(paths: Sequence[str]) -> str:
+    """Return a short name for a text, for the folder of its run."""
+    if paths[0] == STANDARD_INPUT:
+        name = "stdin"
+    else:
+        # abspath names the folder itself where the path is "." or "..".
+        path = Path(os.path.abspath(paths[0]))
+        name = (path.with_suffix("") if path.suffix in COMPRESSED else path).stem or "text"
+    return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"
+
+
+def _read(path: str | Path, encoding: str) -> tuple[str, str]:
+    """Return the characters of one file and its encoding."""
+    name = "standard input" if path == STANDARD_INPUT else str(path)
+    with _opened(path) as file:
+        if encoding == "auto":
+            encoding = detect_encoding(_blocks(file), name)
+            file.seek(0)
+        return "".join(decode(_blocks(file), encoding, name)), encoding
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading from any place in it, whatever it is and however it is compressed."""
+    with contextlib.ExitStack() as files:
+        try:
+            file = files.enter_context(_open(path))
+            beginning = file.read(len(XZ))
+            file.seek(0)
+            if beginning.startswith(GZIP):
+                file = files.enter_context(gzip.GzipFile(fileobj=file))
+            elif beginning.startswith(BZIP2):
+                file = files.enter_context(bz2.BZ2File(file))
+            elif beginning.startswith(XZ):
+                file = files.enter_context(lzma.LZMAFile(file))
+            elif beginning.startswith(ZSTANDARD):
+                zstd = importlib.import_module("compression.zstd")
+                file = files.enter_context(zstd.ZstdFile(file))
+            yield file
+        except ImportError:
+            raise ValueError(
+                f"{path} is compressed with zstd, which Python can read from 3.14 on; "
+                f"decompress it first: zstd -d {path}"
+            ) from None
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            # What the system says has a number, and a missing file is not a damaged one.
+            if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+                raise
+            raise ValueError(f"{path} cannot be decompressed: {error}") from None
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """Open a file as it is; standard input and pipes are read whole, as they come only once."""
+    if path == STANDARD_INPUT:
+        return io.BytesIO(sys.stdin.buffer.read())
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
+    kind = os.stat(path).st_mode
+    if stat.S_ISCHR(kind) or stat.S_ISBLK(kind) or stat.S_ISSOCK(kind):
+        raise ValueError(f"{path} is a device, not a file with a text")
+    if not stat.S_ISFIFO(kind):
+        return open(path, "rb")
+    # A pipe that nobody writes to is empty, and is not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "rb") as pipe:
+        return io.BytesIO(pipe.read())
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(functools.partial(file.read, BLOCK), b"")
+
+
+def _join(documents: Sequence[str]) -> str:
     if len(documents) == 1:
         return documents[0]
     return "\n".join(
@@ -89,17 +196,23 @@ def _join(files: Sequence[Path]) -> str:
     )
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """Find the files below a folder, except hidden ones and those of training runs."""
+def _files_in(folder: Path, glob: str | None) -> list[Path]:
+    """Find the files below a folder, except hidden and vendored ones and those of training runs."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in VENDORED]
+        if any(name.endswith(".safetensors") for name in files):
+            continue
+        found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not any(path.parent.glob("*.safetensors"))
+        for path in found
+        if path.is_file() and (glob is None or fnmatch.fnmatch(path.name, glob))
     )
 
 
 def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" in file.read(BINARY_PROBE)
+    with _opened(path) as file:
+        probe = file.read(BINARY_PROBE)
+    # UTF-16 and UTF-32 have zero bytes, too; with a byte order mark they are known.
+    return b"\0" in probe and not probe.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))

@@ -28,7 +28,8 @@ class Vocabulary:
     """
 
     def __init__(self, characters: str):
-        if not characters or list(characters) != sorted(set(characters)):
+        # A string longer than Unicode is not taken apart to be looked at.
+        if not 0 < len(characters) <= 0x110000 or list(characters) != sorted(set(characters)):
             raise ValueError("a vocabulary needs different characters in code point order")
         self.characters = characters
         # One look-up in an array of every code point encodes several times faster than a dict.

@@ -2,11 +2,15 @@
 
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 import train
+
+# Ctrl-C works in the processes that tests start, even if they themselves run in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 

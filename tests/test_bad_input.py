@@ -1,5 +1,6 @@
 """Each wrong input gets one sentence and exit code 2, and leaves nothing behind."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,16 @@ TRAIN = [
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
     ("pictures", "there is no text file in the folder pictures"),
-    ("pictures/a.png", "a.png is not a text in UTF-8, but binary or UTF-16"),
-    ("latin.txt", "latin.txt is not UTF-8: byte 0xeb at position 2"),
+    ("pictures/a.png", "a.png is not in UTF-8 (byte 0x89 at position 0)"),
+    (
+        "latin.txt",
+        "latin.txt is not in UTF-8 (byte 0xeb at position 2); it may be in cp1252 ('ë!')",
+    ),
+    ("book.txt --encoding utf9", "there is no encoding 'utf9'; among those there are auto, utf_8,"),
+    ("latin.txt --encoding ascii", "latin.txt is not in ascii (byte 0xeb at position 2)"),
+    ("pictures --glob *.txt", "there is no text file that matches *.txt in the folder pictures"),
+    ("damaged.gz", "damaged.gz cannot be decompressed: "),
+    ("/dev/null", "/dev/null is a device, not a file with a text"),
     ("short.txt", "need at least 20 characters, you have 5"),
     ("book.txt --preset smal", "no preset 'smal' (did you mean small?); choose from"),
     ("book.txt --preset mine.toml", "there is no preset file mine.toml"),
@@ -69,7 +78,7 @@ SAMPLE = [
     ("out/trained --prompt -Ada", "one that begins with a dash is written --flag=VALUE"),
     ("out/trained --length 99999999999999999999", "a whole number below 2^31"),
     ("out/trained --prompt Adé", "'é' (character 3; nearest known: 'e'); --unknown skip"),
-    ("out/trained --prompt_file missing", "missing: No such file or directory"),
+    ("out/trained --prompt_file missing", "there is no file or folder 'missing'"),
     ("out/trained --prompt a --prompt_file b", "give one"),
     ("out/trained --stop %", "--stop '%' will never be written"),
     ("out/trained --stop=", "stop is empty"),
@@ -96,6 +105,7 @@ def _inputs(trained):
     Path("pictures").mkdir()
     Path("pictures/a.png").write_bytes(b"\x89PNG\0")
     Path("latin.txt").write_bytes("Zoë!".encode("latin-1"))
+    Path("damaged.gz").write_bytes(gzip.compress(b"To be, or not to be" * 9)[:-9])
     Path("short.txt").write_text("short")
     Path("other.txt").write_text("Another text than the one before.")
     Path("wrong.toml").write_text("[model]\nn_layers = 4\n")

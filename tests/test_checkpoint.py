@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import checkpoint
 import train
 from checkpoint import (
     BEST,
@@ -138,7 +139,7 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda r, t: r.update(format=2), "its format is 2; this version reads 1"),
+        (lambda r, t: r.update(format=1), "its format is 1; this version reads 2"),
         (lambda r, t: r.pop("vocabulary"), "damaged"),
         (lambda r, t: r.update(vocabulary="aa"), "different characters"),
         (lambda r, t: r.update(vocabulary=["a"]), "damaged"),
@@ -149,7 +150,11 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
             lambda r, t: r["model"].update(n_layer=2**30),
             "n_layer is 1073741824; it must be at most",
         ),
-        (lambda r, t: r["model"].update(n_embd=2**30, block_size=2**30), "damaged"),
+        (lambda r, t: r["model"].update(n_embd=2**30, block_size=2**30), "too large for any mem"),
+        (lambda r, t: r.update(vocabulary="a" * 2**21), "needs different characters"),
+        (lambda r, t: r.update(settings={"a": ["x" * 2**23]}), "its record is too long"),
+        (lambda r, t: r["text"].update(paths=["x" * 5000]), "a path longer than any"),
+        (lambda r, t: r["progress"].update(windows=0), "windows is 0"),
         (lambda r, t: r["model"].pop("n_head"), "its model settings are incomplete"),
         (lambda r, t: r.update(format="1" * 10**6), "its format is '1{,300}$"),
         (lambda r, t: r["progress"].update(step=-1), "its steps contradict each other"),
@@ -189,15 +194,20 @@ def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
 
 def test_log_comes_back_without_what_is_no_line_of_it():
     lines = [
-        {"step": step, "seconds": step / 10, "validation_loss": 1.0, "sample": "Zoë\u2028\n"}
-        for step in (0, 10)
+        {"step": step, "seconds": step / 10, "sample": "Zoë\u2028\n"}
+        | {"training_loss": loss, "validation_loss": 1.0}
+        for step, loss in ((0, None), (10, 1.0))
     ]
     write_log(Path(), lines)
     with Path(LOG).open("a", encoding="utf-8") as file:
-        file.write("[" * 100_000 + '\n{"step": 20}\n7\n{"step": 3')
+        file.write(
+            "[" * 100_000
+            + '\n{"step": 20}\n7\n{"step": "x", "seconds": 1.0, "validation_loss": 1.0}\n{"step": 3'
+        )
     assert read_log(Path()) == lines
 
 
+@pytest.mark.skipif(checkpoint.fcntl is None, reason="no locks on folders")
 def test_second_process_cannot_lock_a_run():
     half_written = Path(LAST + ".tmp")
     half_written.touch()

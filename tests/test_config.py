@@ -30,7 +30,7 @@ def parse(*words):
 def test_flags_win_over_preset_and_preset_over_defaults():
     preset = {"model": {"n_layer": 7, "n_head": 1}}
     _, flags = parse("--n_layer", "9", "--learning_rate=1e-3")
-    model, optimizer, _ = build(SECTIONS, preset, flags)
+    model, optimizer, *_ = build(SECTIONS, preset, flags)
     assert (model.n_layer, model.n_head, model.n_embd) == (9, 1, GPTConfig.n_embd)
     assert optimizer.learning_rate == 1e-3
 
@@ -38,7 +38,9 @@ def test_flags_win_over_preset_and_preset_over_defaults():
 def test_flags_may_have_dashes_and_stand_between_texts():
     arguments, flags = parse("a.txt", "--n-layer=3", "b-c.txt", "--batch-size", "2", "d")
     assert arguments.texts == ["a.txt", "b-c.txt", "d"]
-    assert flags == {"model": {"n_layer": 3}, "optimizer": {}, "train": {"batch_size": 2}}
+    assert flags["model"] == {"n_layer": 3}
+    assert flags["optimizer"] == flags["text"] == {}
+    assert flags["train"] == {"batch_size": 2}
 
 
 def test_one_word_names_one_setting():
@@ -71,7 +73,7 @@ def test_outer_presets_are_the_published_ones():
         "base": (6, 6, 384, 256, 64, 3e-4, 15_466_756),
     }
     for name, expected in published.items():
-        model, optimizer, training = build(SECTIONS, load_preset(name, SECTIONS))
+        model, optimizer, _, training = build(SECTIONS, load_preset(name, SECTIONS))
         with torch.device("meta"):
             parameters, _ = GPT(model, 6148).count_parameters()
         shape = (model.n_layer, model.n_head, model.n_embd, model.block_size)
@@ -92,7 +94,7 @@ def test_presets_grow_in_about_equal_steps():
 
 def test_preset_may_be_a_file():
     Path("mine.toml").write_text("[model]\nn_embd = 8\n[train]\nminutes = 2\n")
-    model, _, training = build(SECTIONS, load_preset("mine.toml", SECTIONS))
+    model, _, _, training = build(SECTIONS, load_preset("mine.toml", SECTIONS))
     assert (model.n_embd, training.minutes) == (8, 2.0)
     assert type(training.minutes) is float
 

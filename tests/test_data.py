@@ -1,12 +1,19 @@
 """Files become text, text becomes ids, ids become windows; nothing is lost on the way."""
 
+import lzma
+import math
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data import (
+    TextConfig,
     Vocabulary,
+    baselines,
+    bytes_per_character,
     draw_batch,
     fit_block_size,
     read_file,
@@ -15,6 +22,7 @@ from data import (
     split,
     step_seed,
 )
+from data.baselines import ngram_bits
 
 
 def test_line_ends_and_byte_order_mark_are_normalised():
@@ -24,7 +32,7 @@ def test_line_ends_and_byte_order_mark_are_normalised():
 
 def test_byte_that_is_not_utf8_is_named_with_its_position():
     Path("a.txt").write_bytes("Zoë".encode("latin-1") + b"!")
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: byte 0xeb at position 2 "):
+    with pytest.raises(ValueError, match=r"a\.txt is not in UTF-8 \(byte 0xeb at position 2\)"):
         read_file("a.txt")
 
 
@@ -37,21 +45,21 @@ def test_folder_is_read_in_order_without_hidden_and_binary_files():
     Path("texts/empty").write_text("")
     Path("texts/.git/config").write_text("hidden")
     Path("texts/picture.png").write_bytes(b"\x89PNG\0\0")
-    text = read_text(["texts"])
+    text = read_text(["texts"], TextConfig())
     assert text.characters == "first\n\nsecond\n\nthird\n"
-    assert (text.name, text.n_files, text.n_skipped) == ("texts", 4, 1)
+    assert (text.name, text.n_files, text.n_binary) == ("texts", 4, 1)
 
 
 def test_files_are_read_in_the_order_given_and_one_file_as_it_is():
     Path("a.txt").write_text("one")
     Path("b.txt").write_text("two\n")
-    assert read_text(["b.txt", "a.txt"]).characters == "two\n\none\n"
-    assert read_text(["a.txt"]).characters == "one"
-    assert read_text(["a.txt"]).sha256 != read_text(["b.txt"]).sha256
+    assert read_text(["b.txt", "a.txt"], TextConfig()).characters == "two\n\none\n"
+    assert read_text(["a.txt"], TextConfig()).characters == "one"
+    assert read_text(["a.txt"], TextConfig()).sha256 != read_text(["b.txt"], TextConfig()).sha256
 
 
 def test_without_paths_the_text_is_pythons_own_library():
-    text = read_text([])
+    text = read_text([], TextConfig())
     assert text.name == "python"
     assert len(text.characters) > 1_000_000
     assert "\nclass ArgumentParser(" in text.characters
@@ -166,3 +174,35 @@ def test_very_long_text_is_read_in_evenly_spaced_windows():
     windows = list(read_in_order(torch.arange(1001), 10, 2, max_characters=250))
     starts = torch.cat([inputs[:, 0] for inputs, _ in windows])
     assert starts.tolist() == list(range(0, 1000, 40))
+
+
+def test_ngram_baselines_agree_with_counting_by_hand(story):
+    """The same smoothing, written out for one place of the text at a time."""
+    ids = Vocabulary.of(story).encode(story).tolist()[:1500]
+    n_training, V = 1200, len(set(story))
+    sums = dict.fromkeys(("uniform", "unigram", "bigram", "trigram"), 0.0)
+    for place in range(n_training, len(ids)):
+        probability = 1 / V
+        sums["uniform"] -= math.log2(probability)
+        for length, name in enumerate(("unigram", "bigram", "trigram")):
+            context = ids[place - length : place]
+            followers = Counter(
+                ids[i] for i in range(length, n_training) if ids[i - length : i] == context
+            )
+            if followers:
+                n, N, T = followers[ids[place]], followers.total(), len(followers)
+                probability = (n + T * probability) / (N + T)
+            sums[name] -= math.log2(probability)
+    targets = np.arange(n_training, len(ids))
+    bits = ngram_bits(np.array(ids), n_training, targets, V)
+    assert bits == pytest.approx({name: total / len(targets) for name, total in sums.items()})
+    assert bits["trigram"] < bits["bigram"] < bits["unigram"] < bits["uniform"]
+
+
+def test_xz_counts_what_it_adds_for_the_validation_part(story):
+    vocabulary = Vocabulary.of(story)
+    ids = vocabulary.encode(story).numpy()
+    bits = baselines(ids[:5000], ids[5000:], np.arange(1, len(ids) - 5000), vocabulary.characters)
+    added = len(lzma.compress(story.encode())) - len(lzma.compress(story[:5000].encode()))
+    assert bits["xz"] == 8 * added / (len(story) - 5000)
+    assert bytes_per_character(ids, vocabulary.characters) == len(story.encode()) / len(story)

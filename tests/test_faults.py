@@ -2,24 +2,28 @@
 
 import contextlib
 import os
-import pty
+import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import SMALL
 
+import run
 import train
 import training
 from checkpoint import BEST, LAST, load_checkpoint, read_log
 from data import draw_batch
 from model import GPT
 
-resource = pytest.importorskip("resource", reason="signals and limits as on Unix")
+pty = pytest.importorskip("pty", reason="terminals, signals and limits as on Unix")
+resource = pytest.importorskip("resource", reason="terminals, signals and limits as on Unix")
 
 RUN = ["book.txt", *SMALL, "--max_steps", "60", "--eval_interval", "20", "--out", "out/faulty"]
 
@@ -41,8 +45,11 @@ class FaultyGPT(GPT):
     """A network with a fault that can be switched on."""
 
     fault = ""
+    errors: ClassVar[list[Exception]] = []
 
     def forward(self, ids, caches=None):
+        if self.errors and self.training:
+            raise self.errors.pop()
         if self.fault == "memory" and self.training and ids.size(1) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         logits = super().forward(ids, caches)
@@ -55,7 +62,7 @@ class FaultyGPT(GPT):
 
 @pytest.fixture
 def faulty(monkeypatch) -> type[FaultyGPT]:
-    monkeypatch.setattr(train, "GPT", FaultyGPT)
+    monkeypatch.setattr(run, "GPT", FaultyGPT)
     monkeypatch.setattr(FaultyGPT, "fault", "")
     return FaultyGPT
 
@@ -68,10 +75,20 @@ def assert_same_runs(one: str, other: str) -> None:
     assert sorted(os.listdir(other)) == ["best.safetensors", "last.safetensors", "log.jsonl"]
 
 
+@pytest.fixture(scope="module")
+def _undisturbed_once(story, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("book.txt").write_text(story, encoding="utf-8")
+        assert train.main([*RUN[:-1], "run"]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def undisturbed(book) -> str:
+def undisturbed(_undisturbed_once) -> str:
     """A run like RUN that nothing happens to."""
-    assert train.main([*RUN[:-1], "out/undisturbed"]) == 0
+    shutil.copytree(_undisturbed_once, "out/undisturbed")
     return "out/undisturbed"
 
 
@@ -88,37 +105,46 @@ def test_what_is_no_number_stops_the_run_at_its_step(book, faulty, at_step, caps
     assert train.main(["--resume", "out/faulty"]) == 0
 
 
-@pytest.mark.parametrize("fault", ["torch", "cpu", "numpy"])
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    MemoryError("Unable to allocate 7 GiB"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_memory_that_runs_out_once_makes_the_pieces_smaller(
-    book, undisturbed, at_step, capsys, fault
+    book, undisturbed, faulty, at_step, capsys, error
 ):
-    errors = {
-        "torch": torch.OutOfMemoryError("CUDA out of memory."),
-        "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        "numpy": MemoryError("Unable to allocate 7 GiB"),
-    }
-    remaining = [errors[fault]]
-
-    def fail_once() -> None:
-        if remaining:
-            raise remaining.pop()
-
-    at_step(27, fail_once)
+    at_step(27, lambda: faulty.errors.append(error))
     assert train.main(RUN) == 0
-    error = capsys.readouterr().err
-    assert error.count("memory ran out") == 1
-    assert "from here on 2 instead of 4 windows go through the model at once" in error
+    said = capsys.readouterr().err
+    assert said.count("memory ran out") == 1
+    assert "from here on 2 instead of 4 windows go through the model at once" in said
     # The batch is the same, so only rounding differs.
-    losses = [read_log(Path(run))[-1]["validation_loss"] for run in ("out/faulty", undisturbed)]
+    losses = [
+        read_log(Path(folder))[-1]["validation_loss"] for folder in ("out/faulty", undisturbed)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert losses[0] != losses[1]
+
+
+def test_run_with_smaller_pieces_goes_on_with_them(book, faulty, at_step):
+    words = [*RUN, "--dropout", "0.1"]  # which is drawn piece by piece
+    at_step(27, lambda: faulty.errors.append(OUT_OF_MEMORY[0]))
+    assert train.main([*words, "--out", "out/whole"]) == 0
+    at_step(43, lambda: signal.raise_signal(signal.SIGINT))
+    assert train.main(words) == 130
+    assert train.main(["--resume", "out/faulty"]) == 0
+    assert_same_runs("out/whole", "out/faulty")
 
 
 def test_memory_that_always_runs_out_stops_the_run(book, faulty, at_step, capsys):
     at_step(27, lambda: setattr(faulty, "fault", "memory"))
     assert train.main(RUN) == 1
     error = capsys.readouterr().err
-    assert "at step 27 memory does not suffice for one window of 8 characters" in error
-    assert "--block_size 2 fits; out/faulty/last.safetensors keeps step 20" in error
+    assert "at step 27 memory ran out, even for the smallest pieces" in error
+    assert "go on with --resume out/faulty; out/faulty/last.safetensors keeps step 20" in error
 
 
 def test_model_that_does_not_fit_is_refused_at_the_start(book, faulty, capsys):
@@ -126,7 +152,8 @@ def test_model_that_does_not_fit_is_refused_at_the_start(book, faulty, capsys):
     with pytest.raises(SystemExit) as exit_:
         train.main(RUN)
     assert exit_.value.code == 2
-    assert "memory does not suffice for one window of 8 char" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "memory does not suffice for one window of 8 characters; --block_size 2 fits" in error
     assert not Path("out").exists()
 
 
@@ -194,6 +221,7 @@ def test_run_that_broke_off_before_its_first_evaluation_goes_on(book, undisturbe
     assert_same_runs(undisturbed, "out/faulty")
 
 
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="no command that takes a terminal")
 def test_run_is_saved_when_its_terminal_is_closed(book):
     controller, terminal = pty.openpty()
     words = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
@@ -203,6 +231,9 @@ def test_run_is_saved_when_its_terminal_is_closed(book):
         os.close(terminal)
         with open(controller, encoding="utf-8", errors="replace") as screen:
             next(line for line in screen if line.startswith("step 20 of"))
+        # A shell that ends sends the signal again, when the process may be gone.
+        for _ in range(10):
+            process.send_signal(signal.SIGHUP)
     assert process.returncode == 129
     assert load_checkpoint(Path("out/faulty", LAST)).progress.step > 20
 
@@ -210,13 +241,29 @@ def test_run_is_saved_when_its_terminal_is_closed(book):
 def test_second_process_is_refused(book, capsys):
     command = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
-        next(line for line in process.stdout if line.startswith("step 0 of"))
-        with pytest.raises(SystemExit) as exit_:
-            train.main(["--resume", "out/faulty"])
-        process.kill()
+        try:
+            next(line for line in process.stdout if line.startswith("step 0 of"))
+            with pytest.raises(SystemExit) as exit_:
+                train.main(["--resume", "out/faulty"])
+        finally:
+            process.kill()
     assert exit_.value.code == 2
     assert "another process is training in out/faulty" in capsys.readouterr().err
     assert train.main(["--resume", "out/faulty", "--max_steps", "30"]) == 0
+
+
+def test_run_that_another_process_made_meanwhile_is_not_overwritten(book, monkeypatch, capsys):
+    def plan_slowly(*arguments):
+        Path("out/faulty").mkdir(parents=True)
+        Path("out/faulty", LAST).write_text("of the other process")
+        return plan(*arguments)
+
+    plan = train.plan
+    monkeypatch.setattr(train, "plan", plan_slowly)
+    with pytest.raises(SystemExit):
+        train.main(RUN)
+    assert "out/faulty already holds a run" in capsys.readouterr().err
+    assert Path("out/faulty", LAST).read_text() == "of the other process"
 
 
 @contextlib.contextmanager
@@ -237,6 +284,33 @@ def test_disk_that_is_full_for_a_while_loses_nothing(book, undisturbed, at_step,
     error = capsys.readouterr().err
     assert "could not save step 20" in error
     assert "File too large; last.safetensors is still that of step 0" in error
+    assert_same_runs(undisturbed, "out/faulty")
+
+
+def test_best_model_that_found_the_disk_full_is_saved_later(at_step, capsys):
+    # In noise there is nothing to learn, so after a while it only gets worse.
+    noise = "".join(random.Random(1).choices("abcdefgh", k=400))
+    Path("book.txt").write_text(noise)
+    words = [*RUN, "--n_embd", "32", "--max_steps", "200"]
+    assert train.main([*words, "--out", "out/undisturbed"]) == 0
+    best = load_checkpoint(Path("out/undisturbed", BEST)).progress.step
+    assert 0 < best < 200
+    with contextlib.ExitStack() as stack:
+        at_step(best - 1, lambda: stack.enter_context(limited_files(1000)))
+        at_step(best + 1, stack.close)
+        assert train.main(words) == 0
+    assert f"could not save step {best}" in capsys.readouterr().err
+    assert_same_runs("out/undisturbed", "out/faulty")
+
+
+def test_output_that_cannot_be_written_does_not_stop_the_run(book, undisturbed):
+    # On this device every write fails as on a full disk.
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no device that is always full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", f"import train; train.main({RUN!r})"]
+        environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
+        subprocess.run(command, stderr=full, stdout=subprocess.PIPE, env=environment)
     assert_same_runs(undisturbed, "out/faulty")
 
 
@@ -269,7 +343,7 @@ def test_folder_that_cannot_be_written_is_refused_at_the_start(book, capsys):
     assert capsys.readouterr().err == "train.py: out/faulty: Permission denied\n"
 
 
-def test_resuming_with_more_steps_says_what_that_does(undisturbed, capsys):
+def test_resuming_with_more_steps_says_what_that_does(book, undisturbed, capsys):
     assert train.main(["--resume", undisturbed, "--max_steps", "70"]) == 0
     assert (
         "max_steps 60 becomes 70: at step 60 the learning rate is 20% of its highest instead of 0%"

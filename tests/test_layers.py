@@ -14,7 +14,8 @@ MAY_USE = {
     "optimizer": set(),
     "checkpoint": {"optimizer", "model", "data", "config"},
     "training": {"model", "data", "config", "optimizer"},
-    "train": {"training", "checkpoint", "model", "data", "config", "optimizer"},
+    "run": {"training", "checkpoint", "model", "data", "config", "optimizer"},
+    "train": {"run", "training", "checkpoint", "model", "data", "config", "optimizer"},
     "sample": {"checkpoint", "model", "data", "config"},
 }
 # The network is torch and nothing else: no text, no files, no printing.

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import SMALL
 import train
 from checkpoint import BEST, LAST, load_checkpoint, read_log
 from data import Vocabulary, split
+from run import choose_preset
 
 
 def log(run: str) -> list[dict]:
@@ -38,8 +40,14 @@ def test_run_learns_what_the_text_is_like(book, story, capsys):
     assert lines[-1]["validation_loss"] < 0.6 * unigram
     assert lines[-1]["training_loss"] < 0.6 * unigram
     printed = capsys.readouterr().out
-    assert f"book, 1 file: {len(story):,} characters, {len(set(story))} different" in printed
+    assert (
+        f"book, 1 file in utf_8: {len(story):,} characters, {len(set(story))} different" in printed
+    )
     assert "parameters" in printed
+    own = min(line["validation_loss"] for line in lines) / math.log(2)
+    said = re.search(r"trigram ([\d.]+), xz [\d.]+; this model ([\d.]+), (\d+)% below tri", printed)
+    assert float(said[2]) == pytest.approx(own, abs=0.001)
+    assert int(said[3]) == pytest.approx(100 * (1 - own / float(said[1])), abs=1)
     assert "device   " in printed
     assert "python sample.py out/book-tiny\n" in printed
     assert "python train.py --resume out/book-tiny --max_steps 600\n" in printed
@@ -101,7 +109,7 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
     [("float32", signal.SIGINT, 130), ("bfloat16", signal.SIGTERM, 143)],
 )
 def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, sent, code):
-    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "400", "--eval_interval", "40"]
+    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "240", "--eval_interval", "40"]
     words += ["--dtype", dtype]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
@@ -113,7 +121,7 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, 
     assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
-    assert 40 <= stopped.step < 400
+    assert 40 <= stopped.step < 240
     assert train.main(["--resume", "out/stopped"]) == 0
     for name in (BEST, LAST):
         assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
@@ -237,7 +245,7 @@ def test_text_of_one_character_trains(capsys):
     ],
 )
 def test_auto_chooses_by_device_and_length_of_text(device, n_characters, preset):
-    assert train.choose_preset(torch.device(device), n_characters)[0] == preset
+    assert choose_preset(torch.device(device), n_characters)[0] == preset
 
 
 def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):

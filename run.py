@@ -1,0 +1,381 @@
+"""One run: what it works with, set up anew or as it was when it was last saved."""
+
+import argparse
+import copy
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from checkpoint import (
+    BEST,
+    LAST,
+    LOG,
+    LONGEST_REASON,
+    OUT,
+    Checkpoint,
+    Progress,
+    load_checkpoint,
+    optimizer_tensors,
+    read_log,
+    restore_optimizers,
+    save_checkpoint,
+    write_log,
+)
+from config import Device, Precision, Values, build, choose_device, choose_precision, load_preset
+from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, fit_block_size, read_text, split
+from model import GPT, GPTConfig
+from optimizer import Optimizer, OptimizerConfig, make_optimizers, memory_shapes
+from training import Pieces, make_step, piece_size
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and where."""
+
+    batch_size: Annotated[int, "windows of text in each step"] = 16
+    max_steps: Annotated[int, "steps in the whole run"] = 3000
+    minutes: Annotated[float | None, "train for this long instead of max_steps"] = None
+    eval_interval: Annotated[int | None, "steps between evaluations; none: up to ten in a run"] = (
+        None
+    )
+    save_minutes: Annotated[float, "the run is saved after this long, and at evaluations"] = 5.0
+    patience: Annotated[
+        int | None, "stop after this many evaluations without gain; none: go on"
+    ] = None
+    seed: Annotated[int, "the same seed gives the same run"] = 1
+    device: Annotated[Device, "where to train"] = "auto"
+    dtype: Annotated[Precision, "type of the numbers that are multiplied"] = "auto"
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_steps", "eval_interval", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("minutes", "save_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be more than 0")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
+
+
+SECTIONS = {
+    "model": GPTConfig,
+    "optimizer": OptimizerConfig,
+    "text": TextConfig,
+    "train": TrainConfig,
+}
+# What may differ when a run goes on; everything else is as it was.
+CHANGEABLE = ["max_steps", "minutes", "eval_interval", "save_minutes", "patience", "device"]
+CHANGEABLE += ["encoding", "glob"]
+
+
+@dataclass
+class Run:
+    """What one run of training works with."""
+
+    folder: Path
+    paths: list[str]
+    text: Text
+    vocabulary: Vocabulary
+    model: GPT
+    # The averaged weights, which are evaluated and kept.
+    average: GPT
+    optimizers: list[Optimizer]
+    optimizer_config: OptimizerConfig
+    text_config: TextConfig
+    config: TrainConfig
+    precision: torch.dtype
+    training_ids: Tensor
+    validation_ids: Tensor
+    progress: Progress
+    pieces: Pieces
+    # The lines of log.jsonl, and those that could not be written yet.
+    log: list[dict[str, Any]] = field(default_factory=list)
+    # What the run had taken when it was resumed.
+    seconds_before: float = 0.0
+    # The best model, until it is on disk.
+    unsaved_best: Checkpoint | None = None
+    # The step of last.safetensors, and when that was written.
+    saved_step: int = 0
+    saved_at: float = 0.0
+    # What a resumed run was to take in all when it was saved.
+    max_steps_before: int | None = None
+
+    def save(self, name: str) -> None:
+        """Write the best model, if there is a new one, or last.safetensors, all to go on with."""
+        if name == LAST:
+            save_checkpoint(self.folder / LAST, self.checkpoint())
+        elif self.unsaved_best is not None:
+            save_checkpoint(self.folder / BEST, self.unsaved_best)
+            self.unsaved_best = None
+
+    def checkpoint(self) -> Checkpoint:
+        """Return all that last.safetensors holds."""
+        return Checkpoint(
+            model=self.model,
+            vocabulary=self.vocabulary,
+            text={
+                "paths": self.paths,
+                "characters": len(self.text.characters),
+                "sha256": self.text.sha256,
+            },
+            settings={
+                "optimizer": asdict(self.optimizer_config),
+                "text": asdict(self.text_config),
+                "train": asdict(self.config),
+            },
+            progress=replace(
+                self.progress, windows=self.pieces.windows if self.pieces.reduced else None
+            ),
+            average=self.average,
+            optimizer=optimizer_tensors(self.model, self.optimizers),
+        )
+
+    def note_best(self, loss: float) -> None:
+        """Take the average as it is now for the best model, which is still to be saved."""
+        self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+        # A copy, because a disk that is full now may not be later.
+        self.unsaved_best = replace(
+            self.checkpoint(), model=copy.deepcopy(self.average), average=None, optimizer={}
+        )
+
+
+def begin(arguments: argparse.Namespace, flags: Values) -> Run:
+    """Set up a new run, saying what was decided and why."""
+    preset, preset_reason = arguments.preset or "auto", "as asked"
+    chosen = {} if preset == "auto" else load_preset(preset, SECTIONS)
+    _, _, text_config, _ = build(SECTIONS, chosen, flags)
+    text = read_text(arguments.texts, text_config)
+    n_characters = len(text.characters)
+    if preset == "auto":
+        device, _ = choose_device(flags["train"].get("device", "auto"))
+        preset, preset_reason = choose_preset(device, n_characters)
+        chosen = load_preset(preset, SECTIONS)
+    model_config, optimizer_config, text_config, config = build(SECTIONS, chosen, flags)
+    folder = OUT / f"{text.name}-{Path(preset).stem}"
+    if arguments.out is not None:
+        folder = Path(arguments.out)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; name a folder for the run with --out")
+    refuse_to_overwrite(folder)
+    block_size = fit_block_size(n_characters, model_config.block_size)
+    describe_text(text)
+    if block_size < model_config.block_size:
+        print(
+            f"warning: {n_characters:,} characters are few, so the context shrinks "
+            f"from {model_config.block_size} to {block_size} characters"
+        )
+        model_config = replace(model_config, block_size=block_size)
+    print(f"preset   {preset}: {preset_reason}")
+    vocabulary = Vocabulary.of(text.characters)
+    torch.manual_seed(config.seed)
+    model = GPT(model_config, len(vocabulary))
+    return assemble(
+        folder,
+        arguments.texts,
+        text,
+        vocabulary,
+        model,
+        None,
+        optimizer_config,
+        text_config,
+        config,
+        Progress(),
+    )
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raise ValueError if there is a run in a folder."""
+    if any((folder / name).exists() for name in (BEST, LAST, LOG)):
+        raise ValueError(
+            f"{folder} already holds a run; go on with it by "
+            f"--resume {shlex.quote(folder.as_posix())}, or name another folder with --out"
+        )
+
+
+def resume(folder: Path, paths: list[str], flags: Values) -> Run:
+    """Set up a run as it was when it was last saved; paths, if any, say where its text is now."""
+    checkpoint = load_checkpoint(folder / LAST)
+    if checkpoint.average is None:
+        raise ValueError(
+            f"{folder / LAST} cannot be used: it has a model only, and no average of it"
+        )
+    settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
+    try:
+        saved = dict(zip(SECTIONS, build(SECTIONS, settings), strict=True))
+    except ValueError as error:
+        raise ValueError(f"{folder / LAST} cannot be used: {str(error)[:LONGEST_REASON]}") from None
+    for section, values in flags.items():
+        for key, value in values.items():
+            before = getattr(saved[section], key)
+            if key not in CHANGEABLE and value != before:
+                raise ValueError(
+                    f"{folder} was trained with {key} {before}, which cannot become {value}; "
+                    f"when going on, only {', '.join(CHANGEABLE)} can change"
+                )
+    _, optimizer_config, text_config, config = build(SECTIONS, settings, flags)
+    step, evaluated = checkpoint.progress.step, checkpoint.progress.evaluated_step
+    if config.minutes is None and config.max_steps <= step:
+        raise ValueError(
+            f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
+            f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
+        )
+    for path in [] if paths else checkpoint.text["paths"]:
+        # What a file from elsewhere names must not be a device, or a pipe that is waited for.
+        if path == STANDARD_INPUT or (
+            os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+        ):
+            raise ValueError(
+                f"the text of {folder} was {path!r}, which is no file; to go on, say where it is: "
+                f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+            )
+    paths = paths or checkpoint.text["paths"]
+    try:
+        text = read_text(paths, text_config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the text of this run has moved, say where it is: "
+            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+        ) from None
+    if text.sha256 != checkpoint.text["sha256"]:
+        before, now = checkpoint.text["characters"], len(text.characters)
+        differs = f"{now:,} characters instead of {before:,}"
+        if now == before:
+            differs = f"as many characters, {now:,}, but not the same ones"
+        raise ValueError(
+            f"this is not the text that {folder} was trained on, or it has changed since: it has "
+            f"{differs}; to go on, name the same text: "
+            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+        )
+    describe_text(text)
+    run = assemble(
+        folder,
+        paths,
+        text,
+        checkpoint.vocabulary,
+        checkpoint.model,
+        checkpoint.average,
+        optimizer_config,
+        text_config,
+        config,
+        checkpoint.progress,
+    )
+    expected = memory_shapes(run.model, run.optimizers) if step else {}
+    restore_optimizers(run.model, run.optimizers, checkpoint.optimizer, expected)
+    # Lines after the last save come anew.
+    if evaluated is not None:
+        run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
+        run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
+    run.saved_step = step
+    run.max_steps_before = saved["train"].max_steps
+    if config.patience is not None and len(evaluations_since_best(run)) >= config.patience:
+        raise ValueError(
+            f"{folder} has stopped early, {len(evaluations_since_best(run))} evaluations after its "
+            f"best, step {run.progress.best_step:,}; to go on, give a larger --patience"
+        )
+    write_log(folder, run.log)
+    print(f"resumed  {folder} at step {step:,}")
+    return run
+
+
+def assemble(
+    folder: Path,
+    paths: list[str],
+    text: Text,
+    vocabulary: Vocabulary,
+    model: GPT,
+    average: GPT | None,
+    optimizer_config: OptimizerConfig,
+    text_config: TextConfig,
+    config: TrainConfig,
+    progress: Progress,
+) -> Run:
+    """Bring model and text to the device, and say what will be trained there."""
+    device, device_reason = choose_device(config.device)
+    precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
+    model.to(device)
+    total, in_blocks = model.count_parameters()
+    print(
+        f"model    {total:,} parameters, {in_blocks:,} without embeddings and head; "
+        f"it looks back {model.config.block_size} characters"
+    )
+    print(
+        f"device   {device} ({device_reason}), "
+        f"{str(precision).removeprefix('torch.')} ({precision_reason})"
+    )
+    training_ids, validation_ids = split(vocabulary.encode(text.characters).to(device))
+    return Run(
+        folder,
+        paths,
+        text,
+        vocabulary,
+        model,
+        copy.deepcopy(model) if average is None else average.to(device),
+        make_optimizers(model, optimizer_config, precision),
+        optimizer_config,
+        text_config,
+        config,
+        precision,
+        training_ids,
+        validation_ids,
+        progress,
+        Pieces(
+            progress.windows or piece_size(config.batch_size, model.config.block_size, device),
+            reduced=progress.windows is not None,
+        ),
+    )
+
+
+def choose_preset(device: torch.device, n_characters: int) -> tuple[str, str]:
+    """Return the preset that suits a device and a text, and the reason."""
+    if device.type == "cpu":
+        if n_characters < 300_000:
+            return "mini", "a short text, and a CPU learns it in a minute or two"
+        return "small", "what a CPU trains well in a few minutes"
+    if n_characters < 300_000:
+        return "medium", "a short text, which a larger model would learn by heart"
+    return "base", "a GPU trains the largest in minutes"
+
+
+def describe_text(text: Text) -> None:
+    """Say what was read, how, and what was left out."""
+    n_characters = len(text.characters)
+    files = "1 file" if text.n_files == 1 else f"{text.n_files} files"
+    binary = f" ({text.n_binary} binary left out)" if text.n_binary else ""
+    encodings = " and ".join(text.encodings)
+    print(
+        f"text     {text.name}, {files}{binary} in {encodings}: {n_characters:,} characters, "
+        f"{len(set(text.characters)):,} different, begins {text.characters[:60]!r}"
+    )
+    if text.unknown:
+        print(
+            f"warning: {len(text.unknown)} files are in an unknown encoding and left out, such as "
+            f"{text.unknown[0]}; --encoding reads them"
+        )
+
+
+def step_function(run: Run) -> Callable[[int, int], Tensor]:
+    """Return the function that makes one step of this run, from step and max_steps."""
+    return make_step(
+        run.model,
+        run.average,
+        run.optimizers,
+        run.optimizer_config,
+        run.training_ids,
+        run.config.batch_size,
+        run.config.seed,
+        run.precision,
+        run.pieces,
+    )
+
+
+def evaluations_since_best(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of the log after that of the best evaluation."""
+    return [line for line in run.log if line["step"] > run.progress.best_step]
