@@ -5,7 +5,7 @@ H heads, D head size (C / H), V vocabulary, S positions seen so far (T and those
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -245,12 +245,14 @@ class GPT(nn.Module):
         sampling: SamplingConfig,
         generator: torch.Generator | None = None,
         cached: bool = True,
+        unwritten: Sequence[int] = (),
     ) -> Iterator[Tensor]:
         """Continue ids (B, T) without end, yielding the next ids (B,) one position at a time.
 
         Learned positions cannot slide under cached keys: when the window is full, its newest
         half is read again from position 0. `cached=False` follows the same rule but reads the
-        whole window for every character: the slow answer that the cache must agree with.
+        whole window for every character: the slow answer that the cache must agree with. The ids
+        in `unwritten` are read, but never drawn.
         """
         block_size = self.config.block_size
         was_training = self.training
@@ -263,7 +265,9 @@ class GPT(nn.Module):
                 if cached and caches is None:
                     caches = [KVCache(block_size) for _ in self.blocks]
                 unread = window[:, caches[0].length :] if caches else window
-                next_ids = draw(self(unread, caches)[:, -1], sampling, generator)
+                logits = self(unread, caches)[:, -1]  # (B, V)
+                logits[:, list(unwritten)] = -math.inf
+                next_ids = draw(logits, sampling, generator)
                 yield next_ids
                 window = torch.cat((window, next_ids[:, None]), dim=1)
         finally:

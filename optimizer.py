@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 MOMENTUM_WARMUP = 300
+# Times what a rate is multiplied by, this is still a number in float32.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class OptimizerConfig:
 
     def __post_init__(self):
         for name in ("learning_rate", "muon_learning_rate", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be more than 0, at most {LARGEST:g}"
+                )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 < self.decay <= 1:

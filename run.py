@@ -28,7 +28,17 @@ from checkpoint import (
     write_log,
 )
 from config import Device, Precision, Values, build, choose_device, choose_precision, load_preset
-from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, fit_block_size, read_text, split
+from data import (
+    STANDARD_INPUT,
+    Text,
+    TextConfig,
+    Vocabulary,
+    count_characters,
+    coverage,
+    fit_block_size,
+    read_text,
+    split,
+)
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, make_optimizers, memory_shapes
 from training import Pieces, make_step, piece_size
@@ -174,9 +184,14 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         )
         model_config = replace(model_config, block_size=block_size)
     print(f"preset   {preset}: {preset_reason}")
-    vocabulary = Vocabulary.of(text.characters)
+    vocabulary = Vocabulary.of(text.characters, text_config.min_count)
     torch.manual_seed(config.seed)
     model = GPT(model_config, len(vocabulary))
+    total, in_blocks = model.count_parameters()
+    if in_blocks < total / 2:
+        print(f"note     {1 - in_blocks / total:.0%} of the parameters are embeddings and head")
+        if text_config.min_count == 1 and (hint := coverage(text.characters)):
+            print(f"         {hint}")
     return assemble(
         folder,
         arguments.texts,
@@ -350,9 +365,13 @@ def describe_text(text: Text) -> None:
     files = "1 file" if text.n_files == 1 else f"{text.n_files} files"
     binary = f" ({text.n_binary} binary left out)" if text.n_binary else ""
     encodings = " and ".join(text.encodings)
+    names = {"\r\n": "CR LF", "\r": "CR"}
+    others = [names[line_end] for line_end in text.line_ends if line_end in names]
+    turned = f", line ends {' and '.join(others)} turned into LF" if others else ""
     print(
-        f"text     {text.name}, {files}{binary} in {encodings}: {n_characters:,} characters, "
-        f"{len(set(text.characters)):,} different, begins {text.characters[:60]!r}"
+        f"text     {text.name}, {files}{binary} in {encodings}{turned}: "
+        f"{n_characters:,} characters, {len(count_characters(text.characters)):,} different, "
+        f"begins {text.characters[:60]!r}"
     )
     if text.unknown:
         print(

@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n---\n" * (i > 0) + show(prompt), end="", flush=True)
             # The seeds follow one another, so any of the texts can be had again by itself.
             generator = torch.Generator(device).manual_seed(seed + i)
-            ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device)
-            with contextlib.closing(model.generate(ids, sampling, generator)) as stream:
+            ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device).long()
+            stream = model.generate(ids, sampling, generator, unwritten=vocabulary.unwritten)
+            with contextlib.closing(stream):
                 characters = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
                 for character in until(stop, itertools.islice(characters, writing.length)):
                     print(show(character), end="", flush=True)

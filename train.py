@@ -24,10 +24,11 @@ from config import (
     bad_input_exits,
     describe_os_error,
     harmless,
+    peak_memory,
     ran_out_of_memory,
     run_script,
 )
-from data import baselines, bytes_per_character, read_in_order
+from data import baselines, bytes_per_character, read_in_order, survey
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
 from run import (
@@ -40,7 +41,7 @@ from run import (
     resume,
     step_function,
 )
-from training import EVALUATED_CHARACTERS, evaluate
+from training import EVALUATED_CHARACTERS, EVALUATION_BATCH, evaluate
 
 SAMPLE_LENGTH = 200
 
@@ -63,8 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.config = replace(run.config, minutes=None)
             minutes = run.config.minutes
             deadline = None if minutes is None else started + 60 * minutes
-            pace = rehearse(run)
+            pace = rehearse(run, thoroughly=arguments.dry_run)
             run.config = plan(run, pace, deadline)
+            if arguments.dry_run:
+                # What a few steps and evaluations have taken is what all of them take.
+                print(f"memory   {peak_memory(run.training_ids.device)}")
+                print(f"{survey(run.text.characters)}\n{describe_baselines(run)}")
+                print("nothing was trained; leave out --dry_run to begin")
+                return 0
             if arguments.resume is None:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 until_the_end.enter_context(lock_run(run.folder))
@@ -101,6 +108,11 @@ def command_line() -> SettingsParser:
         "which chooses by device and length of text",
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: out/<text>-<preset>)")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="look at the text, time a few steps, say what to expect, and train nothing",
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     return parser
 
@@ -126,7 +138,7 @@ class Pace:
         return max(1, int(left / (self.step + self.evaluation / eval_interval)))
 
 
-def rehearse(run: Run) -> Pace:
+def rehearse(run: Run, thoroughly: bool) -> Pace:
     """Time training steps on a copy of the model, which is then thrown away."""
     model, average = copy.deepcopy(run.model), copy.deepcopy(run.average)
     optimizers = make_optimizers(model, run.optimizer_config, run.precision)
@@ -143,11 +155,17 @@ def rehearse(run: Run) -> Pace:
 
     step = seconds_of_a_step()
     # The first step loads and compiles kernels: where steps are fast, the next five tell more.
-    if step < 1:
-        step = statistics.median(seconds_of_a_step() for _ in range(5))
+    if step < 1 or thoroughly:
+        step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 5))
     batch = run.config.batch_size * model.config.block_size
     # The forward pass is a third of a step's arithmetic.
-    return Pace(step, step / 3 * min(len(run.validation_ids), EVALUATED_CHARACTERS) / batch)
+    seconds_a_character = step / 3 / batch
+    if thoroughly:
+        began = time.perf_counter()
+        part = run.validation_ids[: 4 * EVALUATION_BATCH]
+        evaluate(model, part, run.precision)
+        seconds_a_character = (time.perf_counter() - began) / len(part)
+    return Pace(step, seconds_a_character * min(len(run.validation_ids), EVALUATED_CHARACTERS))
 
 
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
@@ -192,10 +210,13 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
 def write_sample(run: Run) -> str:
     """Return a short text from the same prompt and the same seed each time."""
     device = run.training_ids.device
-    prompt = run.vocabulary.encode(run.vocabulary.start)[None].to(device)
+    prompt = run.vocabulary.encode(run.vocabulary.start)[None].to(device).long()
     generator = torch.Generator(device).manual_seed(run.config.seed)
-    with contextlib.closing(run.average.generate(prompt, SamplingConfig(), generator)) as ids:
-        return run.vocabulary.decode(int(i) for i in itertools.islice(ids, SAMPLE_LENGTH))
+    stream = run.average.generate(
+        prompt, SamplingConfig(), generator, unwritten=run.vocabulary.unwritten
+    )
+    with contextlib.closing(stream):
+        return run.vocabulary.decode(int(i) for i in itertools.islice(stream, SAMPLE_LENGTH))
 
 
 def train(run: Run, pace: Pace, deadline: float | None) -> int:
@@ -376,7 +397,7 @@ def farewell(run: Run, stop: StopRequest) -> int:
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
     print(f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}")
     if not stopped:
-        print(compare_with_baselines(run))
+        print(describe_baselines(run))
     print(
         f"write with it:  python sample.py {folder}\n"
         f"go on with it:  python train.py --resume {folder}{more}"
@@ -384,7 +405,7 @@ def farewell(run: Run, stop: StopRequest) -> int:
     return stop.exit_code if stopped else 0
 
 
-def compare_with_baselines(run: Run) -> str:
+def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
     training_ids, validation_ids = run.training_ids.cpu(), run.validation_ids.cpu()
     places = torch.arange(len(validation_ids))
@@ -392,9 +413,12 @@ def compare_with_baselines(run: Run) -> str:
     targets = torch.cat([targets.flatten() for _, targets in batches]).numpy()
     characters = run.vocabulary.characters
     bits = baselines(training_ids.numpy(), validation_ids.numpy(), targets, characters)
+    others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
+    said = f"bits per character: {others}"
+    if run.progress.best_loss is None:
+        return said
     own = run.progress.best_loss / math.log(2)
     per_byte = own / bytes_per_character(validation_ids.numpy()[targets], characters)
-    others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
     # A text of one character costs the trigram nothing.
     below = " and ".join(
         f"{abs(1 - own / bits[name]):.0%} {'below' if own < bits[name] else 'above'} {name}"
@@ -402,7 +426,7 @@ def compare_with_baselines(run: Run) -> str:
         if bits[name] > 0
     )
     return (
-        f"bits per character: {others}; this model {own:.3f}, {below}\n"
+        f"{said}; this model {own:.3f}, {below}\n"
         f"bits per byte, to compare languages: {per_byte:.3f}"
     )
 

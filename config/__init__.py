@@ -22,6 +22,7 @@ from config.hardware import (
     Precision,
     choose_device,
     choose_precision,
+    peak_memory,
     ran_out_of_memory,
 )
 from config.script import (
@@ -49,6 +50,7 @@ __all__ = [
     "describe_os_error",
     "harmless",
     "load_preset",
+    "peak_memory",
     "ran_out_of_memory",
     "run_script",
 ]

@@ -1,9 +1,15 @@
 """Which device and which precision a script uses, and why; and when its memory is too small."""
 
 import re
+import sys
 from typing import Literal
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -43,6 +49,16 @@ def choose_precision(
     if device.type == "cpu" and n_embd < NARROWEST_BFLOAT16:
         return torch.float32, f"faster than bfloat16 for a model {n_embd} wide"
     return torch.bfloat16, f"this {'GPU' if device.type == 'cuda' else 'processor'} is fast at it"
+
+
+def peak_memory(device: torch.device) -> str:
+    """Say how much memory this process has used at most so far, on the GPU if it uses one."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated() / 1e6:,.0f} MB on the GPU"
+    if resource is None:
+        return "cannot be told on this system"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, KiB elsewhere
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e6:,.0f} MB"
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -3,7 +3,8 @@
 from data.baselines import baselines, bytes_per_character
 from data.batches import draw_batch, fit_block_size, read_in_order, split, step_seed
 from data.files import STANDARD_INPUT, Text, TextConfig, read_file, read_text
-from data.vocabulary import Vocabulary
+from data.survey import coverage, survey
+from data.vocabulary import Vocabulary, count_characters
 
 __all__ = [
     "STANDARD_INPUT",
@@ -12,6 +13,8 @@ __all__ = [
     "Vocabulary",
     "baselines",
     "bytes_per_character",
+    "count_characters",
+    "coverage",
     "draw_batch",
     "fit_block_size",
     "read_file",
@@ -19,4 +22,5 @@ __all__ = [
     "read_text",
     "split",
     "step_seed",
+    "survey",
 ]

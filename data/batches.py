@@ -58,7 +58,7 @@ def draw_batch(
     (first,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     places = ((first + numbers * GOLDEN_SECTION) >> np.uint64(11)) / 2**53  # from 0 to below 1
     starts = torch.from_numpy((places * (len(ids) - block_size)).astype(np.int64))
-    windows = ids[starts[:, None] + torch.arange(block_size + 1)]  # (B, T + 1)
+    windows = ids[starts[:, None] + torch.arange(block_size + 1)].long()  # (B, T + 1)
     # The target of each character is the character after it.
     return windows[:, :-1], windows[:, 1:]
 
@@ -79,8 +79,8 @@ def read_in_order(
         n_read = max(1, max_characters // block_size)
         wanted = torch.arange(n_read) * n_windows // n_read
     for starts in (wanted * block_size).split(batch_size) if n_windows else ():
-        windows = ids[starts[:, None] + torch.arange(block_size + 1)]  # (B, T + 1)
+        windows = ids[starts[:, None] + torch.arange(block_size + 1)].long()  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]
-    rest = ids[n_windows * block_size :]
+    rest = ids[n_windows * block_size :].long()
     if len(wanted) == n_windows and len(rest) > 1:
         yield rest[None, :-1], rest[None, 1:]

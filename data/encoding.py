@@ -76,8 +76,11 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
     return "utf_8"
 
 
-def decode(blocks: Iterable[bytes], encoding: str, name: str) -> Iterator[str]:
-    r"""Yield a text in blocks; a byte order mark is no character, and every line ends in \n."""
+def decode(blocks: Iterable[bytes], encoding: str, name: str, line_ends: set[str]) -> Iterator[str]:
+    r"""Yield a text in blocks; a byte order mark is no character, and every line ends in \n.
+
+    How lines ended before is added to `line_ends`.
+    """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
     n_read = n_characters = 0
     try:
@@ -88,6 +91,8 @@ def decode(blocks: Iterable[bytes], encoding: str, name: str) -> Iterator[str]:
                 text = text.removeprefix("\ufeff")
             n_characters += len(text)
             yield text
+        found = decoder.newlines or ()
+        line_ends.update([found] if isinstance(found, str) else found)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not in {encoding} ({_place(error, n_read)})") from None
 

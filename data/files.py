@@ -38,8 +38,11 @@ class TextConfig:
 
     encoding: Annotated[str, "encoding of its files, such as gb18030 or cp1252"] = "auto"
     glob: Annotated[str | None, 'which files of a folder, such as "*.md"; none: all texts'] = None
+    min_count: Annotated[int, "characters that come less often become one, the unknown"] = 1
 
     def __post_init__(self):
+        if self.min_count < 1:
+            raise ValueError(f"min_count is {self.min_count}; it must be at least 1")
         if self.encoding != "auto":
             check_encoding(self.encoding)
 
@@ -51,6 +54,8 @@ class Text:
     name: str
     characters: str
     encodings: tuple[str, ...]
+    # How lines ended; here all of them end in \n.
+    line_ends: tuple[str, ...]
     n_files: int
     # Files in folders that are not text, and those whose encoding is not known.
     n_binary: int = 0
@@ -76,8 +81,8 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
                 f"Python's library has no source files in {library}; name a text file to train on"
             )
         documents = [read_file(file) for file in files]
-        return Text("python", _join(documents), ("utf_8",), len(files))
-    documents, encodings, unknown, n_binary = [], set(), [], 0
+        return Text("python", _join(documents), ("utf_8",), ("\n",), len(files))
+    documents, encodings, line_ends, unknown, n_binary = [], set(), set(), [], 0
     for path in paths:
         if not Path(path).is_dir():
             sources = [path]
@@ -89,7 +94,7 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
                 if source is not path and _is_binary(source):
                     n_binary += 1
                     continue
-                document, encoding = _read(source, config.encoding)
+                document, encoding = _read(source, config.encoding, line_ends)
             except ValueError:
                 # What was named has to be read; in a folder there may be anything.
                 if source is path:
@@ -104,13 +109,19 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
     if not characters:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
     return Text(
-        _name(paths), characters, tuple(sorted(encodings)), len(documents), n_binary, tuple(unknown)
+        _name(paths),
+        characters,
+        tuple(sorted(encodings)),
+        tuple(sorted(line_ends)),
+        len(documents),
+        n_binary,
+        tuple(unknown),
     )
 
 
 def read_file(path: str | Path) -> str:
     """Read one text file, in UTF-8 unless it shows that it is in another encoding."""
-    return _read(path, "auto")[0]
+    return _read(path, "auto", set())[0]
 
 
 def _name(paths: Sequence[str]) -> str:
@@ -124,14 +135,14 @@ def _name(paths: Sequence[str]) -> str:
     return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"
 
 
-def _read(path: str | Path, encoding: str) -> tuple[str, str]:
-    """Return the characters of one file and its encoding."""
+def _read(path: str | Path, encoding: str, line_ends: set[str]) -> tuple[str, str]:
+    """Return the characters of one file and its encoding, and add its line ends to a set."""
     name = "standard input" if path == STANDARD_INPUT else str(path)
     with _opened(path) as file:
         if encoding == "auto":
             encoding = detect_encoding(_blocks(file), name)
             file.seek(0)
-        return "".join(decode(_blocks(file), encoding, name)), encoding
+        return "".join(decode(_blocks(file), encoding, name, line_ends)), encoding
 
 
 @contextlib.contextmanager

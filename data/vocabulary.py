@@ -17,6 +17,10 @@ PLAIN_FORMS = {
 }
 
 MOST_NAMED = 10
+# Unicode's replacement character: where a vocabulary has it, it stands for all that are missing.
+UNKNOWN = "\ufffd"
+# Characters that are looked at together; the arrays that this takes are ten times as large.
+BLOCK = 2**20
 
 
 class Vocabulary:
@@ -33,15 +37,29 @@ class Vocabulary:
             raise ValueError("a vocabulary needs different characters in code point order")
         self.characters = characters
         # One look-up in an array of every code point encodes several times faster than a dict.
-        self._id_of = np.full(0x110000, -1, dtype=np.int64)
+        self._id_of = np.full(0x110000, characters.find(UNKNOWN), dtype=np.int32)
         self._id_of[_code_points(characters)] = np.arange(len(characters))
 
     @classmethod
-    def of(cls, text: str) -> Self:
-        """Return the vocabulary of a text."""
-        seen = np.zeros(0x110000, dtype=bool)
-        seen[_code_points(text)] = True
-        return cls("".join(map(chr, np.flatnonzero(seen))))
+    def of(cls, text: str, min_count: int = 1) -> Self:
+        """Return the vocabulary of a text: the characters that come often enough.
+
+        Rarer ones become one, the unknown character, which has an id but is never written.
+        """
+        counts = count_characters(text)
+        known = {character for character, count in counts.items() if count >= min_count}
+        if not known:
+            most = max(counts.values())
+            raise ValueError(
+                f"min_count is {min_count}, but no character comes more than {most:,} times"
+            )
+        return cls("".join(sorted(known if len(known) == len(counts) else known | {UNKNOWN})))
+
+    @property
+    def unwritten(self) -> list[int]:
+        """The ids that are never to be written: that of the unknown character."""
+        unknown = self.characters.find(UNKNOWN)
+        return [unknown] if unknown >= 0 and len(self) > 1 else []
 
     @property
     def start(self) -> str:
@@ -52,10 +70,18 @@ class Vocabulary:
         return len(self.characters)
 
     def encode(self, text: str) -> Tensor:
-        """Return the ids (N,) of N characters, or name those that the vocabulary lacks."""
-        ids = self._id_of[_code_points(text)]
-        if (ids < 0).any():
-            raise ValueError(self._describe_unknown(text))
+        """Return the ids (N,) of N characters, or name those that the vocabulary lacks.
+
+        They come in the smallest type that torch can index: a byte for up to 256 characters.
+        """
+        size = len(self)
+        kind = np.uint8 if size <= 2**8 else np.int16 if size <= 2**15 else np.int32
+        ids = np.empty(len(text), kind)
+        for start in range(0, len(text), BLOCK):
+            block = self._id_of[_code_points(text[start : start + BLOCK])]
+            if (block < 0).any():
+                raise ValueError(self._describe_unknown(text))
+            ids[start : start + BLOCK] = block
         return torch.from_numpy(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -88,6 +114,15 @@ class Vocabulary:
         )
         rest = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
         return f"the model has never seen {named}{rest}"
+
+
+def count_characters(text: str) -> dict[str, int]:
+    """Return how often each character of a text comes, in code point order."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    for start in range(0, len(text), BLOCK):
+        points = np.bincount(_code_points(text[start : start + BLOCK]))
+        counts[: len(points)] += points
+    return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from data import (
     Vocabulary,
     baselines,
     bytes_per_character,
+    coverage,
     draw_batch,
     fit_block_size,
     read_file,
@@ -21,6 +22,7 @@ from data import (
     read_text,
     split,
     step_seed,
+    survey,
 )
 from data.baselines import ngram_bits
 
@@ -71,6 +73,33 @@ def test_vocabulary_encodes_and_decodes_any_character():
     assert vocabulary.decode(vocabulary.encode(text).tolist()) == text
     assert vocabulary.characters == "".join(sorted(set(text)))
     assert vocabulary.encode("").tolist() == []
+
+
+def test_rare_characters_become_one_that_is_never_written():
+    vocabulary = Vocabulary.of("aaabbbccdé", min_count=3)
+    assert vocabulary.characters == "ab\ufffd"
+    assert vocabulary.encode("abcdéz").tolist() == [0, 1, 2, 2, 2, 2]
+    assert vocabulary.unwritten == [2]
+    assert Vocabulary.of("aaabbb", min_count=3).unwritten == []
+    with pytest.raises(ValueError, match="no character comes more than 3 times"):
+        Vocabulary.of("aaabbb", min_count=4)
+
+
+def test_survey_shows_rare_characters_and_repeated_lines():
+    line = "A line of some length, which comes thrice."
+    said = survey("\n".join([line, "Another one of some length.", line, line, "short", "short"]))
+    assert "lines    4 of 20 characters or more, 3 of them more than once" in said
+    assert f"most often, 3 times: {line!r}" in said
+    assert survey("aaa" * 9 + "é\x92").startswith("rarest   '\\x92' 1, 'é' 1, 'a' 27; 2 characters")
+
+
+def test_coverage_tells_which_characters_a_text_can_do_without():
+    text = "".join(map(chr, range(100, 105))) * 300 + "".join(map(chr, range(1000, 1005)))
+    assert (
+        coverage(text)
+        == "5 of 10 characters cover 99.7% of the text; --min_count 100 makes the others one"
+    )
+    assert coverage("abc") == ""
 
 
 def test_unknown_characters_are_named_with_position_and_nearest():

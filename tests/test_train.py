@@ -259,3 +259,23 @@ def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):
 )
 def test_durations_are_written_for_people(seconds, words):
     assert train.duration(seconds) == words
+
+
+def test_dry_run_tells_what_to_expect_and_writes_nothing(book, capsys):
+    assert train.main([book, *SMALL, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("text", "preset", "model", "device", "plan", "memory", "rarest", "lines"):
+        assert f"\n{word} " in f"\n{printed}"
+    assert "bits per character: uniform 4.170, " in printed
+    assert "nothing was trained" in printed
+    assert os.listdir() == ["book.txt"]
+
+
+def test_unknown_character_is_learned_from_but_never_written(book, capsys):
+    words = [book, *SMALL, "--min_count", "180", "--max_steps", "5", "--eval_interval", "1"]
+    assert train.main(words) == 0
+    vocabulary = load_checkpoint(Path("out/book-tiny", BEST)).vocabulary
+    assert "\ufffd" in vocabulary.characters
+    assert not {"r", "p"} & set(vocabulary.characters)  # each in a verb of three
+    # One character of 15 would otherwise be in every sample of 200, untrained as the model is.
+    assert not any("\ufffd" in line["sample"] for line in log("out/book-tiny"))
