@@ -99,8 +99,8 @@ def command_line() -> SettingsParser:
         "texts",
         nargs="*",
         metavar="TEXT",
-        help="text files and folders, - for standard input; without any, the source of Python's "
-        "own library",
+        help="text files and folders, - for standard input, or shakespeare, which is fetched; "
+        "without any, the source of Python's own library",
     )
     parser.add_argument(
         "--preset",

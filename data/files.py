@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
+from data.catalogue import CATALOGUE, fetch
 from data.encoding import check_encoding, decode, detect_encoding
 
 # A file with a zero byte among its first 8,192 is taken for binary: text has none.
@@ -84,6 +85,8 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
         return Text("python", _join(documents), ("utf_8",), ("\n",), len(files))
     documents, encodings, line_ends, unknown, n_binary = [], set(), set(), [], 0
     for path in paths:
+        if path in CATALOGUE and not os.path.exists(path):
+            path = str(fetch(path))
         if not Path(path).is_dir():
             sources = [path]
         elif not (sources := _files_in(Path(path), config.glob)):
