@@ -37,7 +37,6 @@ from data import (
     coverage,
     fit_block_size,
     read_text,
-    split,
 )
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, make_optimizers, memory_shapes
@@ -175,11 +174,12 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     if folder.is_file():
         raise ValueError(f"{folder} is a file; name a folder for the run with --out")
     refuse_to_overwrite(folder)
-    block_size = fit_block_size(n_characters, model_config.block_size)
+    n_training = text.n_training
+    block_size = fit_block_size(n_training, n_characters - n_training, model_config.block_size)
     describe_text(text)
     if block_size < model_config.block_size:
         print(
-            f"warning: {n_characters:,} characters are few, so the context shrinks "
+            f"warning: {n_training:,} characters are few, so the context shrinks "
             f"from {model_config.block_size} to {block_size} characters"
         )
         model_config = replace(model_config, block_size=block_size)
@@ -325,7 +325,7 @@ def assemble(
         f"device   {device} ({device_reason}), "
         f"{str(precision).removeprefix('torch.')} ({precision_reason})"
     )
-    training_ids, validation_ids = split(vocabulary.encode(text.characters).to(device))
+    ids = vocabulary.encode(text.characters).to(device)
     return Run(
         folder,
         paths,
@@ -338,8 +338,8 @@ def assemble(
         text_config,
         config,
         precision,
-        training_ids,
-        validation_ids,
+        ids[: text.n_training],
+        ids[text.n_training :],
         progress,
         Pieces(
             progress.windows or piece_size(config.batch_size, model.config.block_size, device),

@@ -1,7 +1,7 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
 from data.baselines import baselines, bytes_per_character
-from data.batches import draw_batch, fit_block_size, read_in_order, split, step_seed
+from data.batches import draw_batch, fit_block_size, read_in_order, step_seed
 from data.files import STANDARD_INPUT, Text, TextConfig, read_file, read_text
 from data.survey import coverage, survey
 from data.vocabulary import Vocabulary, count_characters
@@ -20,7 +20,6 @@ __all__ = [
     "read_file",
     "read_in_order",
     "read_text",
-    "split",
     "step_seed",
     "survey",
 ]

@@ -6,26 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Nine tenths to train on leave 18 characters, and the last tenth has one to predict from another.
-MIN_CHARACTERS = 20
+# One character is predicted from another in the validation part, and windows of half the length
+# of the training part shall still be of some use.
+FEWEST_TO_TRAIN, FEWEST_TO_VALIDATE = 18, 2
 # (sqrt(5) - 1) / 2 in units of 2^-64: of all steps, multiples of this one stay farthest apart.
 GOLDEN_SECTION = np.uint64(0x9E3779B97F4A7C15)
 
 
-def fit_block_size(n_characters: int, block_size: int) -> int:
+def fit_block_size(n_training: int, n_validation: int, block_size: int) -> int:
     """Return the context that a text is long enough for: at most half of its training part."""
-    if n_characters < MIN_CHARACTERS:
+    if n_training < FEWEST_TO_TRAIN or n_validation < FEWEST_TO_VALIDATE:
         raise ValueError(
-            f"the text is too short: need at least {MIN_CHARACTERS} characters, "
-            f"you have {n_characters}"
+            f"the text is too short: {n_training} characters to train on and {n_validation} to "
+            f"validate on, but it takes at least {FEWEST_TO_TRAIN} and {FEWEST_TO_VALIDATE}"
         )
-    return min(block_size, n_characters * 9 // 10 // 2)
-
-
-def split(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first nine tenths for training and the last tenth for validation."""
-    n_training = len(ids) * 9 // 10
-    return ids[:n_training], ids[n_training:]
+    return min(block_size, n_training // 2)
 
 
 def step_seed(seed: int, step: int) -> int:

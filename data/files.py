@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import dataclasses
 import fnmatch
 import functools
 import gzip
@@ -9,13 +10,15 @@ import hashlib
 import importlib
 import io
 import lzma
+import math
 import os
 import stat
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -39,9 +42,13 @@ class TextConfig:
 
     encoding: Annotated[str, "encoding of its files, such as gb18030 or cp1252"] = "auto"
     glob: Annotated[str | None, 'which files of a folder, such as "*.md"; none: all texts'] = None
+    val_fraction: Annotated[float, "share of the text, at its end, to validate on"] = 0.1
+    val_text: Annotated[str | None, "another text to validate on; none: the end of this one"] = None
     min_count: Annotated[int, "characters that come less often become one, the unknown"] = 1
 
     def __post_init__(self):
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
         if self.min_count < 1:
             raise ValueError(f"min_count is {self.min_count}; it must be at least 1")
         if self.encoding != "auto":
@@ -54,6 +61,8 @@ class Text:
 
     name: str
     characters: str
+    # How many of them are to train on; the others, which come last, are to validate on.
+    n_training: int
     encodings: tuple[str, ...]
     # How lines ended; here all of them end in \n.
     line_ends: tuple[str, ...]
@@ -81,8 +90,8 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
             raise FileNotFoundError(
                 f"Python's library has no source files in {library}; name a text file to train on"
             )
-        documents = [read_file(file) for file in files]
-        return Text("python", _join(documents), ("utf_8",), ("\n",), len(files))
+        characters, n_training = _with_validation(_join(map(read_file, files)), config)
+        return Text("python", characters, n_training, ("utf_8",), ("\n",), len(files))
     documents, encodings, line_ends, unknown, n_binary = [], set(), set(), [], 0
     for path in paths:
         if path in CATALOGUE and not os.path.exists(path):
@@ -111,15 +120,26 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
         raise FileNotFoundError(f"there is no text file in the folder {' or '.join(paths)}")
     if not characters:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
+    characters, n_training = _with_validation(characters, config)
     return Text(
         _name(paths),
         characters,
+        n_training,
         tuple(sorted(encodings)),
         tuple(sorted(line_ends)),
         len(documents),
         n_binary,
         tuple(unknown),
     )
+
+
+def _with_validation(characters: str, config: TextConfig) -> tuple[str, int]:
+    """Return all characters, to train and to validate on, and how many of them to train on."""
+    if config.val_text is not None:
+        validation = read_text([config.val_text], dataclasses.replace(config, val_text=None))
+        return characters + validation.characters, len(characters)
+    # In fractions of integers, 0.1 is a tenth.
+    return characters, math.floor(len(characters) * (1 - Fraction(str(config.val_fraction))))
 
 
 def read_file(path: str | Path) -> str:
@@ -200,7 +220,8 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
     return iter(functools.partial(file.read, BLOCK), b"")
 
 
-def _join(documents: Sequence[str]) -> str:
+def _join(documents: Iterable[str]) -> str:
+    documents = list(documents)
     if len(documents) == 1:
         return documents[0]
     return "\n".join(

@@ -20,7 +20,6 @@ from data import (
     read_file,
     read_in_order,
     read_text,
-    split,
     step_seed,
     survey,
 )
@@ -130,23 +129,37 @@ def test_vocabulary_that_is_not_one_is_refused(characters):
         Vocabulary(characters)
 
 
-def test_last_tenth_is_for_validation():
-    training, validation = split(torch.arange(1_115_394))
-    assert (len(training), len(validation)) == (1_003_854, 111_540)
-    assert training[-1] + 1 == validation[0]
+@pytest.mark.parametrize(
+    ("n", "fraction", "n_training"),
+    [(1_115_394, 0.1, 1_003_854), (20, 0.1, 18), (1000, 0.3, 700), (100, 0.001, 99)],
+)
+def test_end_of_the_text_is_for_validation(n, fraction, n_training):
+    Path("book.txt").write_text("a" * n)
+    assert read_text(["book.txt"], TextConfig(val_fraction=fraction)).n_training == n_training
 
 
-@pytest.mark.parametrize(("n", "wanted", "fitting"), [(1000, 64, 64), (100, 64, 45), (20, 8, 8)])
+def test_another_text_may_be_for_validation():
+    Path("book.txt").write_text("to train on")
+    Path("other.txt").write_bytes("zu prüfen\r\n".encode("cp1252"))
+    text = read_text(["book.txt"], TextConfig(val_text="other.txt", encoding="cp1252"))
+    assert (text.characters[: text.n_training], text.characters[text.n_training :]) == (
+        "to train on",
+        "zu prüfen\n",
+    )
+
+
+@pytest.mark.parametrize(("n", "wanted", "fitting"), [(900, 64, 64), (90, 64, 45), (18, 8, 8)])
 def test_context_shrinks_to_fit_a_short_text(n, wanted, fitting):
-    assert fit_block_size(n, wanted) == fitting
-    training, validation = split(torch.arange(n))
-    draw_batch(training, 2, fitting, seed=1, step=0)
-    assert sum(y.numel() for _, y in read_in_order(validation, fitting, 4)) == n // 10 - 1
+    assert fit_block_size(n, 2, wanted) == fitting
+    draw_batch(torch.arange(n), 2, fitting, seed=1, step=0)
+    assert sum(y.numel() for _, y in read_in_order(torch.arange(n), fitting, 4)) == n - 1
 
 
-def test_too_short_a_text_is_refused():
-    with pytest.raises(ValueError, match="need at least 20 characters, you have 19"):
-        fit_block_size(19, 8)
+@pytest.mark.parametrize(("n_training", "n_validation"), [(17, 2), (18, 1)])
+def test_too_short_a_text_is_refused(n_training, n_validation):
+    sentence = f"{n_training} characters to train on and {n_validation} to validate on"
+    with pytest.raises(ValueError, match=f"{sentence}, but it takes at least 18 and 2"):
+        fit_block_size(n_training, n_validation, 8)
 
 
 def test_targets_are_the_next_characters_and_windows_stay_inside():
