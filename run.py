@@ -33,7 +33,6 @@ from data import (
     Text,
     TextConfig,
     Vocabulary,
-    count_characters,
     coverage,
     fit_block_size,
     read_text,
@@ -82,7 +81,7 @@ SECTIONS = {
 }
 # What may differ when a run goes on; everything else is as it was.
 CHANGEABLE = ["max_steps", "minutes", "eval_interval", "save_minutes", "patience", "device"]
-CHANGEABLE += ["encoding", "glob"]
+CHANGEABLE += ["encoding", "glob", "val_text"]
 
 
 @dataclass
@@ -132,7 +131,7 @@ class Run:
             vocabulary=self.vocabulary,
             text={
                 "paths": self.paths,
-                "characters": len(self.text.characters),
+                "characters": self.text.n_characters,
                 "sha256": self.text.sha256,
             },
             settings={
@@ -162,7 +161,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     chosen = {} if preset == "auto" else load_preset(preset, SECTIONS)
     _, _, text_config, _ = build(SECTIONS, chosen, flags)
     text = read_text(arguments.texts, text_config)
-    n_characters = len(text.characters)
+    n_characters = text.n_characters
     if preset == "auto":
         device, _ = choose_device(flags["train"].get("device", "auto"))
         preset, preset_reason = choose_preset(device, n_characters)
@@ -184,13 +183,13 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         )
         model_config = replace(model_config, block_size=block_size)
     print(f"preset   {preset}: {preset_reason}")
-    vocabulary = Vocabulary.of(text.characters, text_config.min_count)
+    vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
     torch.manual_seed(config.seed)
     model = GPT(model_config, len(vocabulary))
     total, in_blocks = model.count_parameters()
     if in_blocks < total / 2:
         print(f"note     {1 - in_blocks / total:.0%} of the parameters are embeddings and head")
-        if text_config.min_count == 1 and (hint := coverage(text.characters)):
+        if text_config.min_count == 1 and (hint := coverage(text.counts)):
             print(f"         {hint}")
     return assemble(
         folder,
@@ -242,7 +241,8 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
         )
-    for path in [] if paths else checkpoint.text["paths"]:
+    named = [] if paths else [*checkpoint.text["paths"], *filter(None, [text_config.val_text])]
+    for path in named:
         # What a file from elsewhere names must not be a device, or a pipe that is waited for.
         if path == STANDARD_INPUT or (
             os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
@@ -260,7 +260,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         ) from None
     if text.sha256 != checkpoint.text["sha256"]:
-        before, now = checkpoint.text["characters"], len(text.characters)
+        before, now = checkpoint.text["characters"], text.n_characters
         differs = f"{now:,} characters instead of {before:,}"
         if now == before:
             differs = f"as many characters, {now:,}, but not the same ones"
@@ -325,7 +325,7 @@ def assemble(
         f"device   {device} ({device_reason}), "
         f"{str(precision).removeprefix('torch.')} ({precision_reason})"
     )
-    ids = vocabulary.encode(text.characters).to(device)
+    ids = text.ids(vocabulary).to(device)
     return Run(
         folder,
         paths,
@@ -361,22 +361,23 @@ def choose_preset(device: torch.device, n_characters: int) -> tuple[str, str]:
 
 def describe_text(text: Text) -> None:
     """Say what was read, how, and what was left out."""
-    n_characters = len(text.characters)
-    files = "1 file" if text.n_files == 1 else f"{text.n_files} files"
-    binary = f" ({text.n_binary} binary left out)" if text.n_binary else ""
-    encodings = " and ".join(text.encodings)
+    n_files = sum(len(part.files) for part in text.parts)
+    n_binary = sum(part.n_binary for part in text.parts)
+    unknown = [file for part in text.parts for file in part.unknown]
+    files = "1 file" if n_files == 1 else f"{n_files} files"
+    binary = f" ({n_binary} binary left out)" if n_binary else ""
     names = {"\r\n": "CR LF", "\r": "CR"}
     others = [names[line_end] for line_end in text.line_ends if line_end in names]
     turned = f", line ends {' and '.join(others)} turned into LF" if others else ""
     print(
-        f"text     {text.name}, {files}{binary} in {encodings}{turned}: "
-        f"{n_characters:,} characters, {len(count_characters(text.characters)):,} different, "
-        f"begins {text.characters[:60]!r}"
+        f"text     {text.name}, {files}{binary} in {' and '.join(text.encodings)}{turned}: "
+        f"{text.n_characters:,} characters, {len(text.counts):,} different, "
+        f"begins {next(text.blocks())[:60]!r}"
     )
-    if text.unknown:
+    if unknown:
         print(
-            f"warning: {len(text.unknown)} files are in an unknown encoding and left out, such as "
-            f"{text.unknown[0]}; --encoding reads them"
+            f"warning: {len(unknown)} files are in an unknown encoding and left out, such as "
+            f"{unknown[0]}; --encoding reads them"
         )
 
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.dry_run:
                 # What a few steps and evaluations have taken is what all of them take.
                 print(f"memory   {peak_memory(run.training_ids.device)}")
-                print(f"{survey(run.text.characters)}\n{describe_baselines(run)}")
+                print(f"{survey(run.text.counts, run.text.blocks())}\n{describe_baselines(run)}")
                 print("nothing was trained; leave out --dry_run to begin")
                 return 0
             if arguments.resume is None:
@@ -264,8 +264,11 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             loss_sum += loss
             progress.loss_count += 1
             # Looking at a number makes Python wait for a GPU, so there it is done now and then.
-            if bar.update() or loss.device.type == "cpu":
-                bar.set_postfix(loss=f"{finite(loss.item()):.3f}", refresh=False)
+            shown = bar.update()
+            if shown or loss.device.type == "cpu":
+                finite(loss.item())
+            if shown:
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if run.saved_step != progress.step:
             progress.loss_sum = finite(loss_sum.item())
             keep(run)
@@ -397,7 +400,9 @@ def farewell(run: Run, stop: StopRequest) -> int:
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
     print(f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}")
     if not stopped:
-        print(describe_baselines(run))
+        # The run is saved; what it is compared with must not end it.
+        with contextlib.suppress(MemoryError):
+            print(describe_baselines(run))
     print(
         f"write with it:  python sample.py {folder}\n"
         f"go on with it:  python train.py --resume {folder}{more}"
@@ -425,10 +430,11 @@ def describe_baselines(run: Run) -> str:
         for name in ("trigram", "xz")
         if bits[name] > 0
     )
-    return (
-        f"{said}; this model {own:.3f}, {below}\n"
-        f"bits per byte, to compare languages: {per_byte:.3f}"
-    )
+    said += f"; this model {own:.3f}, {below}"
+    # The unknown character stands for others, of any number of bytes.
+    if run.vocabulary.unwritten:
+        return said
+    return f"{said}\nbits per byte, to compare languages: {per_byte:.3f}"
 
 
 def describe_best(progress: Progress) -> str:

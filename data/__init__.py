@@ -2,9 +2,10 @@
 
 from data.baselines import baselines, bytes_per_character
 from data.batches import draw_batch, fit_block_size, read_in_order, step_seed
-from data.files import STANDARD_INPUT, Text, TextConfig, read_file, read_text
+from data.files import STANDARD_INPUT, read_file
 from data.survey import coverage, survey
-from data.vocabulary import Vocabulary, count_characters
+from data.text import Text, TextConfig, read_text
+from data.vocabulary import Vocabulary
 
 __all__ = [
     "STANDARD_INPUT",
@@ -13,7 +14,6 @@ __all__ = [
     "Vocabulary",
     "baselines",
     "bytes_per_character",
-    "count_characters",
     "coverage",
     "draw_batch",
     "fit_block_size",

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-# Counting more characters of a training part than this takes longer than it tells.
-COUNTED_CHARACTERS = 2**22
+# Counting or compressing more characters of a training part than this takes longer than it tells.
+COUNTED_CHARACTERS, COMPRESSED_CHARACTERS = 2**22, 2**20
 
 
 def baselines(
@@ -18,36 +18,37 @@ def baselines(
     `characters` is the vocabulary. "uniform" knows the vocabulary; "unigram", "bigram" and
     "trigram" have counted the training part; "xz" has compressed it, and now adds the rest.
     """
-    training_ids = training_ids[-COUNTED_CHARACTERS:]
-    ids = np.concatenate((training_ids, validation_ids)).astype(np.int64)
-    bits = ngram_bits(ids, len(training_ids), targets + len(training_ids), len(characters))
-    read = np.concatenate((validation_ids[:1], validation_ids[targets]))
-    before, after = (
-        len(lzma.compress(_utf8(part, characters)))
-        for part in (training_ids, np.concatenate((training_ids, read)))
-    )
-    return bits | {"xz": 8 * (after - before) / len(read)}
+    # The two characters before the first target may be the last ones of the training part.
+    context = np.concatenate((training_ids[-2:], validation_ids))
+    wanted = np.stack([context[targets + i] for i in range(3)], axis=1)  # (targets, 3)
+    bits = ngram_bits(training_ids[-COUNTED_CHARACTERS:], wanted, len(characters))
+    known = training_ids[-COMPRESSED_CHARACTERS:]
+    read = np.concatenate((known, validation_ids[targets]))
+    before, after = (len(lzma.compress(_utf8(ids, characters))) for ids in (known, read))
+    return bits | {"xz": 8 * (after - before) / len(targets)}
 
 
-def ngram_bits(ids: np.ndarray, n_training: int, targets: np.ndarray, V: int) -> dict[str, float]:
-    """Return bits per character of some places in a text for the first `n_training` counted.
+def ngram_bits(training_ids: np.ndarray, wanted: np.ndarray, V: int) -> dict[str, float]:
+    """Return bits per character for predicting the last of three wanted characters, (N, 3).
 
     A context that was followed by T different characters in N places expects a new one in
     T / (N + T) of the cases, and then asks the context that is shorter by one ("The zero-frequency
     problem", Witten and Bell, 1991, method C); the empty one asks the uniform distribution.
     """
-    probability = np.full(len(targets), 1 / V)
+    training_ids, wanted = training_ids.astype(np.int64), wanted.astype(np.int64)
+    probability = np.full(len(wanted), 1 / V)
     bits = {"uniform": math.log2(V)}
-    codes = np.zeros(len(ids), dtype=np.int64)
     for length, name in enumerate(("unigram", "bigram", "trigram"), start=1):
-        # Number the n-grams that end at each place; their context is the number without its end.
-        codes = ids.copy() if length == 1 else np.concatenate(([0], codes[:-1])) * V + ids
-        grams, counts = np.unique(codes[length - 1 : n_training], return_counts=True)
+        # An n-gram is a number with n digits, and its context the number without the last one.
+        n_grams = len(training_ids) - length + 1
+        codes = sum(training_ids[i : i + n_grams] * V ** (length - 1 - i) for i in range(length))
+        asked = sum(wanted[:, i - length] * V ** (length - 1 - i) for i in range(length))
+        grams, counts = np.unique(codes, return_counts=True)
         contexts, first = np.unique(grams // V, return_index=True)
         totals = np.add.reduceat(counts, first)
         followers = np.diff(first, append=len(grams))
-        n = _look_up(grams, counts, codes[targets])
-        N, T = (_look_up(contexts, of, codes[targets] // V) for of in (totals, followers))
+        n = _look_up(grams, counts, asked)
+        N, T = (_look_up(contexts, of, asked // V) for of in (totals, followers))
         probability = np.where(N > 0, (n + T * probability) / np.maximum(N + T, 1), probability)
         bits[name] = float(-np.log2(probability).mean())
     return bits

@@ -1,8 +1,8 @@
 """Texts of the field that are known by name, and how they are fetched."""
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,12 +31,12 @@ def fetch(name: str) -> Path:
     path = TEXTS / f"{name}.txt"
     if path.exists():
         return path
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         try:
             _download(address, temporary)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"{name} could not be fetched from {address} ({getattr(error, 'reason', error)}); "
                 f"without a network, get it by other means and save it as {path}"

@@ -1,23 +1,24 @@
 """What is worth knowing about a text before anything is trained on it."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-
-from data.vocabulary import count_characters
 
 # Shorter lines may well repeat: a name, a heading, a brace.
 LONG_LINE = 20
 MOST_NAMED = 10
 FEW = 10
+SURVEYED_CHARACTERS = 2**24
 
 
-def survey(characters: str) -> str:
+def survey(counts: dict[str, int], blocks: Iterable[str]) -> str:
     """Describe what is rare in a text and what is repeated, a line each.
 
-    Wrongly decoded text shows among the rarest characters, copied text among the repeated lines.
+    Wrongly decoded text shows among the rarest characters, copied text among the repeated lines,
+    which are looked for in the first `SURVEYED_CHARACTERS`.
     """
-    counts = count_characters(characters)
+    characters = "".join(_until(blocks, SURVEYED_CHARACTERS))
     rarest = sorted(counts, key=counts.get)[:MOST_NAMED]
     named = ", ".join(f"{character!r} {counts[character]:,}" for character in rarest)
     rare = sum(count < FEW for count in counts.values())
@@ -34,18 +35,27 @@ def survey(characters: str) -> str:
     )
 
 
-def coverage(characters: str) -> str:
+def coverage(counts: dict[str, int]) -> str:
     """Say how few characters make up nearly all of a text, and how to do without the others.
 
     Empty if the rarest are not that rare.
     """
-    counts = np.array(list(count_characters(characters).values()))
+    values = np.array(list(counts.values()))
     for min_count in (100, 50, 20, 10, 5, 3, 2):
-        often = counts >= min_count
-        share = counts[often].sum() / counts.sum()
+        often = values >= min_count
+        share = values[often].sum() / values.sum()
         if share >= 0.995 and not often.all():
             return (
-                f"{often.sum():,} of {len(counts):,} characters cover {share:.1%} of the text; "
+                f"{often.sum():,} of {len(values):,} characters cover {share:.1%} of the text; "
                 f"--min_count {min_count} makes the others one"
             )
     return ""
+
+
+def _until(blocks: Iterable[str], length: int) -> Iterator[str]:
+    """Yield blocks until they add up to a length."""
+    for block in blocks:
+        yield block
+        length -= len(block)
+        if length <= 0:
+            return

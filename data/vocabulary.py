@@ -37,16 +37,20 @@ class Vocabulary:
             raise ValueError("a vocabulary needs different characters in code point order")
         self.characters = characters
         # One look-up in an array of every code point encodes several times faster than a dict.
-        self._id_of = np.full(0x110000, characters.find(UNKNOWN), dtype=np.int32)
+        self._id_of = np.full(0x110000, -1, dtype=np.int32)
         self._id_of[_code_points(characters)] = np.arange(len(characters))
 
     @classmethod
-    def of(cls, text: str, min_count: int = 1) -> Self:
-        """Return the vocabulary of a text: the characters that come often enough.
+    def of(cls, text: str) -> Self:
+        """Return the vocabulary of a text."""
+        return cls.of_counts(count_characters([text]))
+
+    @classmethod
+    def of_counts(cls, counts: dict[str, int], min_count: int = 1) -> Self:
+        """Return the vocabulary of the characters that come often enough.
 
         Rarer ones become one, the unknown character, which has an id but is never written.
         """
-        counts = count_characters(text)
         known = {character for character, count in counts.items() if count >= min_count}
         if not known:
             most = max(counts.values())
@@ -54,6 +58,12 @@ class Vocabulary:
                 f"min_count is {min_count}, but no character comes more than {most:,} times"
             )
         return cls("".join(sorted(known if len(known) == len(counts) else known | {UNKNOWN})))
+
+    @property
+    def id_type(self) -> np.dtype:
+        """The smallest type for ids that torch can index."""
+        size = len(self)
+        return np.dtype(np.uint8 if size <= 2**8 else np.int16 if size <= 2**15 else np.int32)
 
     @property
     def unwritten(self) -> list[int]:
@@ -69,18 +79,21 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.characters)
 
-    def encode(self, text: str) -> Tensor:
+    def encode(self, text: str, unknown: bool = False) -> Tensor:
         """Return the ids (N,) of N characters, or name those that the vocabulary lacks.
 
-        They come in the smallest type that torch can index: a byte for up to 256 characters.
+        They come in the smallest type: a byte for up to 256 characters. With `unknown`, the
+        unknown character stands for those that are lacking, if there is one.
         """
-        size = len(self)
-        kind = np.uint8 if size <= 2**8 else np.int16 if size <= 2**15 else np.int32
-        ids = np.empty(len(text), kind)
+        stand_in = self.characters.find(UNKNOWN) if unknown else -1
+        ids = np.empty(len(text), self.id_type)
         for start in range(0, len(text), BLOCK):
             block = self._id_of[_code_points(text[start : start + BLOCK])]
-            if (block < 0).any():
-                raise ValueError(self._describe_unknown(text))
+            lacking = block < 0
+            if lacking.any():
+                if stand_in < 0:
+                    raise ValueError(self._describe_unknown(text))
+                block[lacking] = stand_in
             ids[start : start + BLOCK] = block
         return torch.from_numpy(ids)
 
@@ -116,12 +129,13 @@ class Vocabulary:
         return f"the model has never seen {named}{rest}"
 
 
-def count_characters(text: str) -> dict[str, int]:
-    """Return how often each character of a text comes, in code point order."""
+def count_characters(blocks: Iterable[str]) -> dict[str, int]:
+    """Return how often each character of a text in blocks comes, in code point order."""
     counts = np.zeros(0x110000, dtype=np.int64)
-    for start in range(0, len(text), BLOCK):
-        points = np.bincount(_code_points(text[start : start + BLOCK]))
-        counts[: len(points)] += points
+    for text in blocks:
+        for start in range(0, len(text), BLOCK):
+            points = np.bincount(_code_points(text[start : start + BLOCK]))
+            counts[: len(points)] += points
     return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
 
 

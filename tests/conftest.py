@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 import train
+from data import Text
 
 # Ctrl-C works in the processes that tests start, even if they themselves run in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
+
+
+def characters(text: Text) -> str:
+    """All characters of a text."""
+    return "".join(text.blocks())
 
 
 @pytest.fixture(autouse=True)

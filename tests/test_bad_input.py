@@ -12,6 +12,8 @@ import sample
 import train
 
 TRAIN = [
+    ("--val_text= book.txt", "there is no file or folder ''"),
+    ("latins", "latin.txt is not in UTF-8 (byte 0xeb at position 2)"),
     ("missing.txt", "there is no file or folder 'missing.txt'"),
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
@@ -110,6 +112,8 @@ def _inputs(trained):
     Path("pictures/a.png").write_bytes(b"\x89PNG\0")
     Path("latin.txt").write_bytes("Zoë!".encode("latin-1"))
     Path("damaged.gz").write_bytes(gzip.compress(b"To be, or not to be" * 9)[:-9])
+    Path("latins").mkdir()
+    shutil.copy("latin.txt", "latins")
     Path("short.txt").write_text("short")
     Path("other.txt").write_text("Another text than the one before.")
     Path("wrong.toml").write_text("[model]\nn_layers = 4\n")

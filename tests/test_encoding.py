@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import characters
 
 import data.files
 from data import TextConfig, Vocabulary, read_file, read_text
@@ -77,8 +78,8 @@ def test_text_in_any_script_comes_back(name):
     text = TEXTS[name]
     Path("book.txt").write_bytes(text.encode("utf-8"))
     read = read_text(["book.txt"], TextConfig())
-    vocabulary = Vocabulary.of(read.characters)
-    assert vocabulary.decode(vocabulary.encode(read.characters).tolist()) == text
+    vocabulary = Vocabulary.of(characters(read))
+    assert vocabulary.decode(vocabulary.encode(characters(read)).tolist()) == text
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
@@ -99,10 +100,10 @@ def test_text_is_the_same_in_every_encoding_with_every_line_end(monkeypatch, enc
     for block in (2**20, 7):  # in blocks that cut through characters and line ends
         monkeypatch.setattr(data.files, "BLOCK", block)
         read = read_text(["book.txt"], TextConfig())
-        assert read.characters == text
-        vocabulary = Vocabulary.of(read.characters)
+        assert characters(read) == text
+        vocabulary = Vocabulary.of(characters(read))
         assert vocabulary.characters == Vocabulary.of(text).characters
-        assert vocabulary.encode(read.characters).equal(vocabulary.encode(text))
+        assert vocabulary.encode(characters(read)).equal(vocabulary.encode(text))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_encoding_that_does_not_show_is_refused_with_candidates(text, encoding):
     with pytest.raises(ValueError, match=r"is not in UTF-8 .* it may be in .*--encoding") as raised:
         read_file("book.txt")
     assert f"{encoding} (" in str(raised.value)
-    assert read_text(["book.txt"], TextConfig(encoding=encoding)).characters == text
+    assert characters(read_text(["book.txt"], TextConfig(encoding=encoding))) == text
 
 
 def test_position_of_a_wrong_byte_counts_from_the_beginning_of_the_file(monkeypatch):
@@ -138,19 +139,41 @@ def test_position_of_a_wrong_byte_counts_from_the_beginning_of_the_file(monkeypa
         read_text(["book.txt"], TextConfig(encoding="cp1255"))
 
 
-def test_utf16_without_a_mark_is_not_taken_for_characters_and_zeros():
-    Path("book.txt").write_bytes("To be".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="--encoding utf_16_le or utf_16_be"):
+@pytest.mark.parametrize("encoding", ["utf_16_le", "utf_16_be"])
+@pytest.mark.parametrize("name", ["latin", "cyrillic", "greek", "arabic", "devanagari", "thai"])
+def test_utf16_without_a_mark_is_not_taken_for_characters_and_zeros(encoding, name):
+    text = (TEXTS[name] + "\n") * 5
+    Path("book.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=f"--encoding {encoding}$"):
         read_file("book.txt")
-    assert read_text(["book.txt"], TextConfig(encoding="utf_16_le")).characters == "To be"
+    assert characters(read_text(["book.txt"], TextConfig(encoding=encoding))) == text
 
 
-def test_random_bytes_are_never_taken_for_chinese():
+def test_what_is_no_chinese_is_not_taken_for_it():
     draw = random.Random(1)
-    for _ in range(100):
-        Path("book.txt").write_bytes(draw.randbytes(300))
+    pairs = ["".join(map(chr, draw.choices(range(0x4E00, 0x9FA6), k=200))) for _ in range(50)]
+    texts = [pair.encode("gb18030") for pair in pairs]
+    texts += [draw.randbytes(300) for _ in range(50)]
+    republic = "대한민국은 민주공화국이다. 모든 권력은 국민으로부터 나온다.\n" * 9
+    for korean in ("제일 좋은 일", "안녕하세요. 오늘은 일요일입니다.", KOREAN, republic):
+        texts.append(korean.encode("euc_kr"))
+    texts += ["ДАТА ОТВЕТА".encode("cp1251")]
+    for text in texts:
+        Path("book.txt").write_bytes(text)
         with pytest.raises(ValueError, match="book"):
             read_file("book.txt")
+
+
+def test_short_chinese_is_refused_with_gb18030_among_the_candidates():
+    Path("book.txt").write_bytes("你好，世界！".encode("gb18030"))
+    with pytest.raises(ValueError, match="it may be in gb18030 \\('你好，世界！'\\)"):
+        read_file("book.txt")
+
+
+def test_escapes_are_no_encodings_of_texts():
+    for encoding in ("unicode_escape", "utf_7"):
+        with pytest.raises(ValueError, match=f"there is no encoding '{encoding}'"):
+            TextConfig(encoding=encoding)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +182,7 @@ def test_random_bytes_are_never_taken_for_chinese():
 def test_compressed_text_is_read_as_it_is(name, compress):
     Path(f"book.txt.{name}").write_bytes(compress(CHINESE.encode("gb18030")))
     text = read_text([f"book.txt.{name}"], TextConfig())
-    assert (text.name, text.characters) == ("book", CHINESE)
+    assert (text.name, characters(text)) == ("book", CHINESE)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python can read zstd from 3.14 on")
@@ -172,7 +195,9 @@ def test_zstd_is_named():
 def test_standard_input_and_pipes_are_read(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CHINESE.encode("gb18030"))))
     text = read_text(["-"], TextConfig())
-    assert (text.name, text.characters) == ("stdin", CHINESE)
+    assert (text.name, characters(text)) == ("stdin", CHINESE)
+    if not hasattr(os, "mkfifo"):
+        return
     os.mkfifo("pipe")
     with pytest.raises(ValueError, match="pipe is empty"):
         read_text(["pipe"], TextConfig())
@@ -192,8 +217,11 @@ def test_folder_is_read_without_what_is_no_text_of_its_own():
     Path("texts/d.gz").write_bytes(gzip.compress(b"\0" * 9))
     Path("texts/e.gz").write_bytes(gzip.compress(b"three")[:-4])
     text = read_text(["texts"], TextConfig())
-    assert text.characters == "one\n\ntwo\n"
-    assert text.encodings == ("utf_16", "utf_8")
-    assert (text.n_files, text.n_binary) == (2, 1)
-    assert text.unknown == ("texts/c.txt", "texts/e.gz")
-    assert read_text(["texts"], TextConfig(glob="*.md")).characters == "two\n"
+    assert characters(text) == "one\n\ntwo\n"
+    assert text.encodings == ["utf_16", "utf_8"]
+    assert (len(text.parts[0].files), text.parts[0].n_binary) == (2, 1)
+    assert text.parts[0].unknown == (str(Path("texts/c.txt")), str(Path("texts/e.gz")))
+    # An encoding that is asked for is that of the files that do not show theirs.
+    text = read_text(["texts"], TextConfig(encoding="cp1252", glob="[abc]*"))
+    assert characters(text) == f"one\n\ntwo\n\n{FRENCH}\n"
+    assert characters(read_text(["texts"], TextConfig(glob="*.md"))) == "two\n"

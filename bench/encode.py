@@ -1,0 +1,74 @@
+"""Measure how fast a large text becomes ids, and how much memory that takes; Linux.
+
+python bench/encode.py shakespeare.txt 1000    (text, size in megabytes: it is repeated)
+
+Beside it: a loop over a dictionary of the characters, on the text as it is.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+START = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+ENCODE = f"""
+import sys, time, resource
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from data import TextConfig, Vocabulary, read_text
+torch.set_num_threads(1)
+began = time.perf_counter()
+text = read_text(sys.argv[1:], TextConfig())
+ids = text.ids(Vocabulary.of_counts(text.counts))
+took = time.perf_counter() - began
+print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def write_large(text: str, size: int, path: Path) -> None:
+    """Write a text again and again, each time with a number, until it has so many bytes."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(-(-size // len(text.encode()))):
+            file.write(f"\n{number}\n{text}")
+
+
+def run(program: str, *words: str) -> list[float]:
+    """Run a Python program and return the numbers that it prints."""
+    command = [sys.executable, "-c", program, *words]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [float(number) for number in printed.split()]
+
+
+def plain_loop(text: str) -> float:
+    """Return the megabytes a second at which a dictionary encodes a text."""
+    began = time.perf_counter()
+    id_of = {character: i for i, character in enumerate(sorted(set(text)))}
+    [id_of[character] for character in text]
+    return len(text.encode()) / 1e6 / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Encode a large text twice, and print speed and memory."""
+    text, size = Path(sys.argv[1]).read_text(encoding="utf-8"), 1e6 * float(sys.argv[2])
+    (before,) = run(START)
+    plain = plain_loop(text)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_large(text, int(size), Path("large.txt"))
+        megabytes = Path("large.txt").stat().st_size / 1e6
+        took, peak = run(ENCODE, "large.txt")
+        again, _ = run(ENCODE, "large.txt")
+        os.chdir(ROOT)
+    print(
+        f"{megabytes:,.0f} MB: {megabytes / took:.0f} MB/s, with {(peak - before) / 1e6:.0f} MB "
+        f"above `import torch`; found again in {again:.2f} s; a dictionary {plain:.0f} MB/s, "
+        f"{megabytes / took / plain:.1f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()
