@@ -10,8 +10,10 @@ import pytest
 import train
 from data import Text
 
-# Ctrl-C works in the processes that tests start, even if they themselves run in the background.
+# Signals work in the processes that tests start, even if they themselves run in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 
