@@ -297,7 +297,8 @@ def test_best_model_that_found_the_disk_full_is_saved_later(at_step, capsys):
     best = load_checkpoint(Path("out/undisturbed", BEST)).progress.step
     assert 0 < best < 200
     with contextlib.ExitStack() as stack:
-        at_step(best - 1, lambda: stack.enter_context(limited_files(1000)))
+        # The log still fits, the checkpoints do not.
+        at_step(best - 1, lambda: stack.enter_context(limited_files(20_000)))
         at_step(best + 1, stack.close)
         assert train.main(words) == 0
     assert f"could not save step {best}" in capsys.readouterr().err
