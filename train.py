@@ -137,6 +137,11 @@ class Pace:
         left = deadline - time.perf_counter() - self.evaluation / 2
         return max(1, int(left / (self.step + self.evaluation / eval_interval)))
 
+    def eval_interval(self, steps: int) -> int:
+        """Return an interval at which evaluations take about a tenth of the time, at most ten."""
+        evaluations = min(max(0.1 * steps * self.step / self.evaluation, 1), 10)
+        return math.ceil(steps / evaluations)
+
 
 def rehearse(run: Run, thoroughly: bool) -> Pace:
     """Time training steps on a copy of the model, which is then thrown away."""
@@ -178,10 +183,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     steps = config.max_steps - start
     if deadline is not None:
         steps = pace.steps_until(deadline, eval_interval=math.inf)
-    interval = config.eval_interval
-    if interval is None:
-        evaluations = min(max(0.1 * steps * pace.step / pace.evaluation, 1), 10)
-        interval = math.ceil(steps / evaluations)
+    interval = config.eval_interval or pace.eval_interval(steps)
     about = ""
     if deadline is not None:
         about, steps = "about ", pace.steps_until(deadline, interval)
@@ -238,6 +240,9 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     )
     with bar, StopRequest() as stop:
         for step in itertools.count(start):
+            if deadline is not None and step > start:
+                correct_plan(run, pace, deadline, step - start, began, evaluating)
+                bar.total = run.config.max_steps
             progress.step, at_end = step, step == run.config.max_steps
             due = step % run.config.eval_interval == 0 or at_end
             if due and step != progress.evaluated_step:
@@ -273,6 +278,23 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             progress.loss_sum = finite(loss_sum.item())
             keep(run)
     return farewell(run, stop)
+
+
+def correct_plan(
+    run: Run, pace: Pace, deadline: float, taken: int, began: float, evaluating: float
+) -> None:
+    """Fix anew how many steps there will be, after 8, 16, 32, ... of them, or if time is left.
+
+    The rehearsal before them may have been slow by chance.
+    """
+    now = time.perf_counter()
+    step = run.progress.step + 1
+    too_early = step == run.config.max_steps and deadline - now > 0.1 * (now - began)
+    if too_early or (taken >= 8 and taken.bit_count() == 1):
+        pace.step = (now - began - evaluating) / taken
+        steps = pace.steps_until(deadline, run.config.eval_interval)
+        interval = max(run.config.eval_interval, pace.eval_interval(steps))
+        run.config = replace(run.config, max_steps=step + steps, eval_interval=interval)
 
 
 def finite(loss: float) -> float:
@@ -403,8 +425,10 @@ def farewell(run: Run, stop: StopRequest) -> int:
         # The run is saved; what it is compared with must not end it.
         with contextlib.suppress(MemoryError):
             print(describe_baselines(run))
+    # Before the first evaluation, the best model is the untrained one.
+    best = folder if progress.best_step else shlex.quote((run.folder / LAST).as_posix())
     print(
-        f"write with it:  python sample.py {folder}\n"
+        f"write with it:  python sample.py {best}\n"
         f"go on with it:  python train.py --resume {folder}{more}"
     )
     return stop.exit_code if stopped else 0

@@ -196,6 +196,19 @@ def test_minutes_are_kept_with_the_decay_included(book):
     assert saved.progress.step == saved.settings["train"]["max_steps"]
 
 
+def test_minutes_are_kept_even_if_the_rehearsal_was_slow(book, monkeypatch):
+    def rehearse_slowly(*arguments, **options):
+        pace = rehearse(*arguments, **options)
+        return train.Pace(100 * pace.step, 100 * pace.evaluation)
+
+    rehearse = train.rehearse
+    monkeypatch.setattr(train, "rehearse", rehearse_slowly)
+    began = time.perf_counter()
+    assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
+    assert 3 < time.perf_counter() - began < 12
+    assert len(log("out/book-tiny")) < 30
+
+
 def test_steps_fit_before_the_deadline_with_their_evaluations():
     pace = train.Pace(step=0.1, evaluation=2.0)
     # 100 steps take 10 s, their 10 evaluations 20 s and the one at the end 1 to 2 s.
