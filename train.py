@@ -224,7 +224,7 @@ def write_sample(run: Run) -> str:
 def train(run: Run, pace: Pace, deadline: float | None) -> int:
     """Train until max_steps, an early stop or a signal, and return the exit code.
 
-    With a deadline, max_steps is corrected at each evaluation by the speed so far. Raises
+    With a deadline, max_steps is corrected by the speed so far. Raises
     FloatingPointError as soon as a loss, a gradient or a weight is seen not to be finite.
     """
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
@@ -240,19 +240,13 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     )
     with bar, StopRequest() as stop:
         for step in itertools.count(start):
+            progress.step, due = step, step % run.config.eval_interval == 0
             if deadline is not None and step > start:
-                correct_plan(run, pace, deadline, step - start, began, evaluating)
+                training = time.perf_counter() - began - evaluating
+                correct_plan(run, pace, deadline, step - start, training, due)
                 bar.total = run.config.max_steps
-            progress.step, at_end = step, step == run.config.max_steps
-            due = step % run.config.eval_interval == 0 or at_end
-            if due and step != progress.evaluated_step:
-                if step > start:
-                    pace.step = (time.perf_counter() - began - evaluating) / (step - start)
-                    if deadline is not None and not at_end:
-                        now = deadline - pace.evaluation
-                        max_steps = step + pace.steps_until(now, run.config.eval_interval)
-                        run.config = replace(run.config, max_steps=max_steps)
-                        bar.total = max_steps
+            at_end = step == run.config.max_steps
+            if (due or at_end) and step != progress.evaluated_step:
                 progress.loss_sum = finite(loss_sum.item())
                 evaluation_began = time.perf_counter()
                 validation_loss = evaluate(run.average, run.validation_ids, run.precision)
@@ -281,20 +275,24 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
 
 
 def correct_plan(
-    run: Run, pace: Pace, deadline: float, taken: int, began: float, evaluating: float
+    run: Run, pace: Pace, deadline: float, taken: int, training: float, evaluates: bool
 ) -> None:
-    """Fix anew how many steps there will be, after 8, 16, 32, ... of them, or if time is left.
+    """Fix anew how many steps there will be, from the seconds of training that `taken` took.
 
-    The rehearsal before them may have been slow by chance.
+    That is done before each evaluation, after 8, 16, 32, ... steps, and when time is left at the
+    end: the rehearsal may have been slow by chance, and then evaluations become rarer, too.
     """
-    now = time.perf_counter()
-    step = run.progress.step + 1
-    too_early = step == run.config.max_steps and deadline - now > 0.1 * (now - began)
-    if too_early or (taken >= 8 and taken.bit_count() == 1):
-        pace.step = (now - began - evaluating) / taken
-        steps = pace.steps_until(deadline, run.config.eval_interval)
-        interval = max(run.config.eval_interval, pace.eval_interval(steps))
-        run.config = replace(run.config, max_steps=step + steps, eval_interval=interval)
+    step, config = run.progress.step, run.config
+    at_end, interval = step == config.max_steps, config.eval_interval
+    early = at_end and deadline - time.perf_counter() > 0.1 * training
+    young = taken >= 8 and taken.bit_count() == 1
+    if not (early or young or (evaluates and not at_end)):
+        return
+    pace.step = training / taken
+    steps = pace.steps_until(deadline - evaluates * pace.evaluation, interval)
+    if early or young:
+        interval = max(interval, pace.eval_interval(steps))
+    run.config = replace(config, max_steps=step + steps, eval_interval=interval)
 
 
 def finite(loss: float) -> float:

@@ -45,14 +45,19 @@ def book(story) -> str:
     return "book.txt"
 
 
-@pytest.fixture(scope="session")
-def _trained_once(story, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
+def train_in(folder: Path, story: str, words: list[str]) -> Path:
+    """Train on a story as book.txt in a folder, and return the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Path("book.txt").write_text(story, encoding="utf-8")
-        assert train.main(["book.txt", *SMALL, "--max_steps", "20", "--out", "out/trained"]) == 0
+        assert train.main(["book.txt", *words]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def _trained_once(story, tmp_path_factory):
+    words = [*SMALL, "--max_steps", "20", "--out", "out/trained"]
+    return train_in(tmp_path_factory.mktemp("trained"), story, words)
 
 
 @pytest.fixture

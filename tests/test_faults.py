@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, train_in
 
 import run
 import train
@@ -77,12 +77,8 @@ def assert_same_runs(one: str, other: str) -> None:
 
 @pytest.fixture(scope="module")
 def _undisturbed_once(story, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Path("book.txt").write_text(story, encoding="utf-8")
-        assert train.main([*RUN[:-1], "run"]) == 0
-    return folder / "run"
+    words = [*RUN[1:-1], "run"]
+    return train_in(tmp_path_factory.mktemp("undisturbed"), story, words) / "run"
 
 
 @pytest.fixture
