@@ -184,6 +184,12 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         model_config = replace(model_config, block_size=block_size)
     print(f"preset   {preset}: {preset_reason}")
     vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
+    if unknown := text.counts.keys() - set(vocabulary.characters):
+        share = sum(text.counts[character] for character in unknown) / n_characters
+        print(
+            f"note     {len(unknown):,} characters that come fewer than {text_config.min_count} "
+            f"times, {share:.2%} of the text, become one; {len(vocabulary):,} are left"
+        )
     torch.manual_seed(config.seed)
     model = GPT(model_config, len(vocabulary))
     total, in_blocks = model.count_parameters()

@@ -28,7 +28,7 @@ from config import (
     ran_out_of_memory,
     run_script,
 )
-from data import baselines, bytes_per_character, read_in_order, survey
+from data import CATALOGUE, baselines, bytes_per_character, predicted_places, survey
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
 from run import (
@@ -41,7 +41,7 @@ from run import (
     resume,
     step_function,
 )
-from training import EVALUATED_CHARACTERS, EVALUATION_BATCH, evaluate
+from training import EVALUATED_CHARACTERS, evaluate
 
 SAMPLE_LENGTH = 200
 
@@ -64,13 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.config = replace(run.config, minutes=None)
             minutes = run.config.minutes
             deadline = None if minutes is None else started + 60 * minutes
+            ready_after = time.perf_counter() - started
             pace = rehearse(run, thoroughly=arguments.dry_run)
             run.config = plan(run, pace, deadline)
             if arguments.dry_run:
-                # What a few steps and evaluations have taken is what all of them take.
-                print(f"memory   {peak_memory(run.training_ids.device)}")
-                print(f"{survey(run.text.counts, run.text.blocks())}\n{describe_baselines(run)}")
-                print("nothing was trained; leave out --dry_run to begin")
+                foretell(run, pace, ready_after)
                 return 0
             if arguments.resume is None:
                 run.folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +97,8 @@ def command_line() -> SettingsParser:
         "texts",
         nargs="*",
         metavar="TEXT",
-        help="text files and folders, - for standard input, or shakespeare, which is fetched; "
-        "without any, the source of Python's own library",
+        help=f"text files and folders, - for standard input, or {', '.join(CATALOGUE)}, which are "
+        "fetched; without any, the source of Python's own library",
     )
     parser.add_argument(
         "--preset",
@@ -137,6 +135,10 @@ class Pace:
         left = deadline - time.perf_counter() - self.evaluation / 2
         return max(1, int(left / (self.step + self.evaluation / eval_interval)))
 
+    def duration(self, steps: int, eval_interval: float) -> float:
+        """Return how long steps take, with their evaluations and one at the end."""
+        return steps * (self.step + self.evaluation / eval_interval) + self.evaluation
+
     def eval_interval(self, steps: int) -> int:
         """Return an interval at which evaluations take about a tenth of the time, at most ten."""
         evaluations = min(max(0.1 * steps * self.step / self.evaluation, 1), 10)
@@ -163,14 +165,15 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
     if step < 1 or thoroughly:
         step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 5))
     batch = run.config.batch_size * model.config.block_size
+    n_evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
     # The forward pass is a third of a step's arithmetic.
-    seconds_a_character = step / 3 / batch
+    evaluation = step / 3 / batch * n_evaluated
     if thoroughly:
         began = time.perf_counter()
-        part = run.validation_ids[: 4 * EVALUATION_BATCH]
-        evaluate(model, part, run.precision)
-        seconds_a_character = (time.perf_counter() - began) / len(part)
-    return Pace(step, seconds_a_character * min(len(run.validation_ids), EVALUATED_CHARACTERS))
+        evaluate(run.average, run.validation_ids, run.precision)
+        write_sample(run)
+        evaluation = time.perf_counter() - began
+    return Pace(step, evaluation)
 
 
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
@@ -192,7 +195,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     print(
         f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
         f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
-        f"in about {duration(steps * (pace.step + pace.evaluation / interval) + pace.evaluation)}"
+        f"in about {duration(pace.duration(steps, interval))}"
     )
     if len(run.validation_ids) > EVALUATED_CHARACTERS:
         print(
@@ -207,6 +210,26 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
             f"is {shares[1]:.0%} of its highest instead of {shares[0]:.0%}"
         )
     return replace(config, max_steps=now, minutes=None, eval_interval=interval)
+
+
+def foretell(run: Run, pace: Pace, ready_after: float) -> None:
+    """Say what training would take, what is strange about the text and what it is worth to models.
+
+    It is ready to train after so many seconds.
+    """
+    began = time.perf_counter()
+    said = describe_baselines(run)
+    ends_in = time.perf_counter() - began
+    training = pace.duration(run.config.max_steps - run.progress.step, run.config.eval_interval)
+    print(
+        f"time     about {duration(ready_after + training + ends_in)} in all: "
+        f"{duration(ready_after)} to begin, {duration(training)} of training, {duration(ends_in)} "
+        f"to compare it with simpler models"
+    )
+    # What a few steps, an evaluation, a sample and the end of a run need is what all of it needs.
+    print(f"memory   {peak_memory(run.training_ids.device)}")
+    print(f"{survey(run.text.counts, run.text.blocks())}\n{said}")
+    print("nothing was trained; leave out --dry_run to begin")
 
 
 def write_sample(run: Run) -> str:
@@ -369,11 +392,11 @@ def out_of_patience(run: Run) -> bool:
 
 
 def is_overfitting(run: Run) -> bool:
-    """Tell whether two evaluations or more were worse than the best, with a lower training loss."""
+    """Tell whether two evaluations are now worse than the best, with a lower training loss."""
     since = evaluations_since_best(run)
     losses = {line["step"]: line["training_loss"] for line in run.log}
     at_best = losses.get(run.progress.best_step)
-    return len(since) >= 2 and at_best is not None and since[-1]["training_loss"] < at_best
+    return len(since) == 2 and at_best is not None and since[-1]["training_loss"] < at_best
 
 
 def explain(run: Run, error: Exception) -> str:
@@ -435,9 +458,9 @@ def farewell(run: Run, stop: StopRequest) -> int:
 def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
     training_ids, validation_ids = run.training_ids.cpu(), run.validation_ids.cpu()
-    places = torch.arange(len(validation_ids))
-    batches = read_in_order(places, run.model.config.block_size, 1, EVALUATED_CHARACTERS)
-    targets = torch.cat([targets.flatten() for _, targets in batches]).numpy()
+    targets = predicted_places(
+        len(validation_ids), run.model.config.block_size, EVALUATED_CHARACTERS
+    ).numpy()
     characters = run.vocabulary.characters
     bits = baselines(training_ids.numpy(), validation_ids.numpy(), targets, characters)
     others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())

@@ -21,7 +21,7 @@ def foretold(words: list[str]) -> tuple[float, float]:
         [sys.executable, TRAIN, *words, "--dry_run"], check=True, capture_output=True, text=True
     ).stdout
     hours, minutes, seconds = re.search(
-        r"in about (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)?", said
+        r"time +about (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)? in all", said
     ).groups(default="0")
     megabytes = re.search(r"memory +([\d,]+) MB", said)[1].replace(",", "")
     return 3600 * int(hours) + 60 * int(minutes) + int(seconds), float(megabytes)

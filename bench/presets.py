@@ -1,4 +1,4 @@
-"""Train presets on texts and print the README's table of them.
+"""Train presets on texts and print the README's table of them, and of simpler models.
 
 python bench/presets.py --texts book.txt python --presets tiny:1 small:3
 
@@ -6,10 +6,13 @@ A preset comes with its minutes; the text "python" is the source of Python's own
 """
 
 import argparse
+import math
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,21 +21,42 @@ import train
 from checkpoint import LAST, load_checkpoint, read_log
 
 
-def measure(text: str, preset: str, minutes: str) -> tuple[float, int, float, float, float]:
-    """Train once; return nats, parameters, minutes, characters per second and readings."""
+@dataclass(frozen=True)
+class Result:
+    """What came of training once."""
+
+    nats: float
+    parameters: int
+    minutes: float
+    characters_per_second: float
+    readings: float
+    # The nats of simpler models, by their names.
+    baselines: dict[str, float]
+
+
+def measure(text: str, preset: str, minutes: str) -> Result:
+    """Train a preset on a text for so many minutes."""
     with tempfile.TemporaryDirectory() as run:
         words = [] if text == "python" else [text]
         words += ["--preset", preset, "--minutes", minutes, "--out", run]
         began = time.perf_counter()
         command = [sys.executable, train.__file__, *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
         took = (time.perf_counter() - began) / 60
         last = load_checkpoint(Path(run, LAST))
         seconds = read_log(Path(run))[-1]["seconds"]
     batch = last.settings["train"]["batch_size"] * last.model.config.block_size
     characters, (parameters, _) = last.progress.step * batch, last.model.count_parameters()
-    readings = characters / (0.9 * last.text["characters"])
-    return last.progress.best_loss, parameters, took, characters / seconds, readings
+    (line,) = re.findall("^bits per character: (.*?);", said, re.MULTILINE)
+    bits = dict(pair.rsplit(" ", 1) for pair in line.split(", "))
+    return Result(
+        last.progress.best_loss,
+        parameters,
+        took,
+        characters / seconds,
+        characters / (0.9 * last.text["characters"]),
+        {name: float(value) * math.log(2) for name, value in bits.items()},
+    )
 
 
 def main() -> None:
@@ -48,13 +72,16 @@ def main() -> None:
     for job in arguments.presets:
         preset, minutes = job.split(":")
         results = [measure(text, preset, minutes) for text in arguments.texts]
-        _, parameters, took, speed, readings = results[0]
-        losses = " | ".join(f"{result[0]:.3f}" for result in results)
+        first = results[0]
+        losses = " | ".join(f"{result.nats:.3f}" for result in results)
         print(
-            f"| `{preset}` | {parameters:,} | {took:.2f} | {speed:,.0f} | {readings:.2g} "
-            f"| {losses} |",
+            f"| `{preset}` | {first.parameters:,} | {first.minutes:.2f} "
+            f"| {first.characters_per_second:,.0f} | {first.readings:.2g} | {losses} |",
             flush=True,
         )
+    for name in first.baselines:
+        losses = " | ".join(f"{result.baselines[name]:.3f}" for result in results)
+        print(f"| {name} | | | | | {losses} |")
 
 
 if __name__ == "__main__":

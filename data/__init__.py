@@ -1,13 +1,15 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
 from data.baselines import baselines, bytes_per_character
-from data.batches import draw_batch, fit_block_size, read_in_order, step_seed
+from data.batches import draw_batch, fit_block_size, predicted_places, read_in_order, step_seed
+from data.catalogue import CATALOGUE
 from data.files import STANDARD_INPUT, read_file
 from data.survey import coverage, survey
 from data.text import Text, TextConfig, read_text
 from data.vocabulary import Vocabulary
 
 __all__ = [
+    "CATALOGUE",
     "STANDARD_INPUT",
     "Text",
     "TextConfig",
@@ -17,6 +19,7 @@ __all__ = [
     "coverage",
     "draw_batch",
     "fit_block_size",
+    "predicted_places",
     "read_file",
     "read_in_order",
     "read_text",

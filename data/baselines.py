@@ -18,9 +18,10 @@ def baselines(
     `characters` is the vocabulary. "uniform" knows the vocabulary; "unigram", "bigram" and
     "trigram" have counted the training part; "xz" has compressed it, and now adds the rest.
     """
-    # The two characters before the first target may be the last ones of the training part.
-    context = np.concatenate((training_ids[-2:], validation_ids))
-    wanted = np.stack([context[targets + i] for i in range(3)], axis=1)  # (targets, 3)
+    places = targets[:, None] + np.arange(-2, 1)  # (targets, 3)
+    # The characters before the validation part, at -1, -2, ..., are the last ones to train on.
+    before, inside = training_ids[np.minimum(places, -1)], validation_ids[np.maximum(places, 0)]
+    wanted = np.where(places < 0, before, inside)
     bits = ngram_bits(training_ids[-COUNTED_CHARACTERS:], wanted, len(characters))
     known = training_ids[-COMPRESSED_CHARACTERS:]
     read = np.concatenate((known, validation_ids[targets]))

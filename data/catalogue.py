@@ -3,19 +3,31 @@
 import hashlib
 import http.client
 import os
+import shutil
 import urllib.request
+import zipfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 TEXTS = Path("out/texts")
-# Where each text lies, and its SHA-256.
+# Where each text lies, in a zip file or as it is, and the SHA-256 of what lies there.
 CATALOGUE = {
     # Tiny Shakespeare (Karpathy, "The Unreasonable Effectiveness of Recurrent Neural Networks",
     # 2015): 40,000 lines of plays.
     "shakespeare": (
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    # The first 100 million bytes of Wikipedia in English of March 2006, as XML, and their letters
+    # alone, without capitals (Mahoney, "About the Test Data", 2006).
+    "enwik8": (
+        "http://mattmahoney.net/dc/enwik8.zip",
+        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    ),
+    "text8": (
+        "http://mattmahoney.net/dc/text8.zip",
+        "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
     ),
 }
 PATIENCE = 20  # seconds without an answer
@@ -46,6 +58,8 @@ def fetch(name: str) -> Path:
             raise ValueError(
                 f"what came from {address} is not {name}: its SHA-256 is {found}, not {sha256}"
             )
+        if zipfile.is_zipfile(temporary):
+            _unpack(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -59,3 +73,16 @@ def _download(address: str, path: Path) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
+
+
+def _unpack(path: Path) -> None:
+    """Replace a zip file by the one file that is in it."""
+    unpacked = path.with_suffix(f"{path.suffix}-unpacked")
+    try:
+        with zipfile.ZipFile(path) as archive, unpacked.open("wb") as file:
+            (name,) = archive.namelist()
+            with archive.open(name) as packed:
+                shutil.copyfileobj(packed, file)
+        os.replace(unpacked, path)
+    finally:
+        unpacked.unlink(missing_ok=True)

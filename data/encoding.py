@@ -15,6 +15,16 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf_16",
     codecs.BOM_UTF16_BE: "utf_16",
 }
+# What people point at that is no plain text, by its first bytes.
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip file, as .docx, .odt and .epub are",
+    b"%PDF-": "a PDF document",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "a document of an older Microsoft Office",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x7fELF": "a program",
+}
 # How much is looked at to guess an encoding.
 PROBE = 2**16
 
@@ -56,7 +66,8 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
     """Return the encoding of a text that comes in blocks of bytes.
 
     That is what its byte order mark says, or UTF-8, or GB18030 if it looks like Chinese: as
-    GB18030, much can be read that is none. Anything else is a ValueError with the candidates.
+    GB18030, much can be read that is none. Anything else is a ValueError with the candidates,
+    and so is what is known to be no text.
     """
     decoder, n_read, blocks = codecs.getincrementaldecoder("utf_8")(), 0, iter(blocks)
     for block in itertools.chain(blocks, [b""]):  # an empty block is the end
@@ -64,6 +75,11 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             for mark, encoding in BYTE_ORDER_MARKS.items():
                 if block.startswith(mark):
                     return encoding
+            for beginning, kind in OTHER_FORMATS.items():
+                if block.startswith(beginning):
+                    raise ValueError(
+                        f"{name} is {kind}, not plain text; save what it says as plain text first"
+                    )
             _refuse_utf16(block, name)
         n_read += len(block)
         try:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from data.catalogue import CATALOGUE, TEXTS, fetch
-from data.encoding import decode, detect_encoding
+from data.encoding import OTHER_FORMATS, decode, detect_encoding
 
 # A file with a zero byte among its first 8,192 is taken for binary: text has none.
 BINARY_PROBE = 8192
@@ -235,5 +235,7 @@ def _files_in(folder: Path, glob: str | None) -> list[Path]:
 def _is_binary(path: str) -> bool:
     with _opened(path) as file:
         probe = file.read(BINARY_PROBE)
+    if probe.startswith(tuple(OTHER_FORMATS)):
+        return True
     # UTF-16 and UTF-32 have zero bytes, too; with a byte order mark they are known.
     return b"\0" in probe and not probe.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))

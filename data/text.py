@@ -14,7 +14,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,8 +92,8 @@ class Text:
             self.n_characters * kind.itemsize
         ):
             self._write_ids(vocabulary)
-        # Writing to the tensor would not change the file.
-        return torch.from_numpy(np.memmap(self.ids_file, kind, mode="c"))
+        # A shared mapping takes no memory that the system could not take back.
+        return torch.from_file(str(self.ids_file), shared=True, size=self.n_characters, dtype=kind)
 
     def _write_ids(self, vocabulary: Vocabulary) -> None:
         temporary = self.ids_file.with_suffix(".tmp")

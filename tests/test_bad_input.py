@@ -1,12 +1,23 @@
 """Each wrong input gets one sentence and exit code 2, and leaves nothing behind."""
 
 import gzip
+import pickle
+import random
 import shutil
+import sqlite3
+import struct
+import sys
+import tarfile
+import wave
+import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import SMALL
 
 import sample
 import train
@@ -18,7 +29,7 @@ TRAIN = [
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
     ("pictures", "there is no text file in the folder pictures"),
-    ("pictures/a.png", "a.png is not in UTF-8 (byte 0x89 at position 0)"),
+    ("pictures/a.png", "a.png is a picture, not plain text; save what it says as plain text"),
     (
         "latin.txt",
         "latin.txt is not in UTF-8 (byte 0xeb at position 2); it may be in cp1252 ('ë!')",
@@ -153,3 +164,78 @@ def test_without_a_run_sample_says_how_to_get_one(capsys):
         sample.main([])
     assert exit_.value.code == 2
     assert "out yet; train one: python train.py" in capsys.readouterr().err
+
+
+def exit_code(words: list[str]) -> int:
+    """Train, and return the exit code."""
+    try:
+        return train.main(words)
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def test_random_bytes_become_a_run_or_get_a_sentence(capsys):
+    draw, codes = random.Random(7), []
+    for i in range(100):
+        # A third of them are a text: all bytes below 128 are.
+        highest = 127 if i % 3 == 0 else 255
+        bytes_ = bytes(draw.randint(1, highest) for _ in range(draw.randint(0, 400)))
+        Path("bytes").write_bytes(bytes_)
+        codes.append(exit_code(["bytes", *SMALL, "--max_steps", "2", "--out", "run"]))
+        error = capsys.readouterr().err
+        if codes[-1] == 0:
+            shutil.rmtree("run")
+        else:
+            assert error.startswith("train.py: ")
+            assert error.count("\n") == 1
+        assert list(contents()) == [Path("bytes")]
+    assert set(codes) == {0, 2}
+
+
+def write_binary(kind: str) -> None:
+    """Write a file of a kind that is no text."""
+    if kind == "png":
+        header = b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        Path("file.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    elif kind == "zip":
+        with zipfile.ZipFile("file.zip", "w") as archive:
+            archive.writestr("book.txt", "Once upon a time")
+    elif kind == "tar":
+        with tarfile.open("file.tar", "w") as archive:
+            archive.add(__file__)
+    elif kind == "wav":
+        with wave.open("file.wav", "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", ""))
+            sound.writeframes(bytes(range(256)) * 20)
+    elif kind == "sqlite":
+        with sqlite3.connect("file.sqlite") as database:
+            database.execute("CREATE TABLE words (word TEXT)")
+    elif kind == "program":
+        with open(sys.executable, "rb") as program:
+            Path("file.program").write_bytes(program.read(2**20))
+    elif kind == "pdf":
+        Path("file.pdf").write_bytes(b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n")
+    elif kind == "npy":
+        np.save("file.npy", np.arange(100.0))
+    elif kind == "pickle":
+        Path("file.pickle").write_bytes(pickle.dumps({"words": [1.5, "two"]}))
+    elif kind == "safetensors":
+        safetensors.torch.save_file({"weight": torch.ones(20)}, "file.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["png", "zip", "tar", "wav", "sqlite", "program", "pdf", "npy", "pickle", "safetensors"],
+)
+def test_binary_file_gets_a_sentence_and_is_left_out_in_a_folder(kind, capsys):
+    write_binary(kind)
+    with pytest.raises(SystemExit):
+        train.main([f"file.{kind}", *SMALL])
+    error = capsys.readouterr().err
+    assert error.startswith(f"train.py: file.{kind} is ")
+    assert error.count("\n") == 1
+    if kind != "safetensors":  # a folder with one of those is that of a run
+        Path("text.txt").write_text("a text " * 20)
+        assert train.main([".", *SMALL, "--max_steps", "2", "--out", "run"]) == 0
+        assert "1 file (1 binary left out)" in capsys.readouterr().out

@@ -2,8 +2,10 @@
 
 import hashlib
 import http.server
+import io
 import os
 import threading
+import zipfile
 
 import pytest
 from conftest import characters
@@ -11,6 +13,17 @@ from conftest import characters
 from data import TextConfig, catalogue, read_text
 
 PLAY = b"To be, or not to be: that is the question.\n"
+
+
+def zipped(text: bytes) -> bytes:
+    """Pack a text into a zip file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("inside.txt", text)
+    return packed.getvalue()
+
+
+SERVED = {"/play": PLAY, "/play.zip": zipped(PLAY)}
 
 
 @pytest.fixture
@@ -22,18 +35,19 @@ def asked(monkeypatch) -> list[str]:
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            self.send_response(200 if self.path == "/play" else 404)
+            self.send_response(200 if self.path in SERVED else 404)
             self.end_headers()
-            self.wfile.write(PLAY)
+            self.wfile.write(SERVED.get(self.path, b""))
 
         def log_message(self, *_):
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Server)
     address = f"http://127.0.0.1:{server.server_port}"
-    sha256 = hashlib.sha256(PLAY).hexdigest()
+    sha256, sha256_of_zip = (hashlib.sha256(served).hexdigest() for served in SERVED.values())
     entries = {
         "play": (f"{address}/play", sha256),
+        "packed": (f"{address}/play.zip", sha256_of_zip),
         "other": (f"{address}/play", "0" * 64),
         "gone": (f"{address}/gone", sha256),
     }
@@ -51,6 +65,11 @@ def test_text_is_fetched_once(asked):
         assert (text.name, characters(text)) == ("play", PLAY.decode())
     assert asked == ["/play"]
     assert os.listdir("out/texts") == ["play.txt"]
+
+
+def test_zipped_text_is_unpacked(asked):
+    assert characters(read_text(["packed"], TextConfig())) == PLAY.decode()
+    assert os.listdir("out/texts") == ["packed.txt"]
 
 
 def test_text_that_is_not_what_it_should_be_is_not_kept(asked):

@@ -18,6 +18,7 @@ from data import (
     coverage,
     draw_batch,
     fit_block_size,
+    predicted_places,
     read_file,
     read_in_order,
     read_text,
@@ -224,6 +225,13 @@ def test_very_long_text_is_read_in_evenly_spaced_windows():
     assert starts.tolist() == list(range(0, 1000, 40))
 
 
+@pytest.mark.parametrize("length", [2, 9, 11, 251, 252, 1001])
+def test_predicted_places_are_those_of_reading_in_order(length):
+    windows = read_in_order(torch.arange(length), 10, 2, max_characters=250)
+    targets = torch.cat([targets.flatten() for _, targets in windows])
+    assert torch.equal(predicted_places(length, 10, 250), targets)
+
+
 def test_ngram_baselines_agree_with_counting_by_hand(story):
     """The same smoothing, written out for one place of the text at a time."""
     ids = Vocabulary.of(story).encode(story).tolist()[:1500]
@@ -245,6 +253,15 @@ def test_ngram_baselines_agree_with_counting_by_hand(story):
     bits = ngram_bits(np.array(ids[:n_training]), wanted, V)
     assert bits == pytest.approx({name: total / len(wanted) for name, total in sums.items()})
     assert bits["trigram"] < bits["bigram"] < bits["unigram"] < bits["uniform"]
+
+
+def test_first_characters_to_validate_on_follow_the_last_ones_to_train_on(story):
+    vocabulary = Vocabulary.of(story)
+    ids = vocabulary.encode(story).numpy()
+    targets = np.array([0, 1, 2, 70])
+    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary.characters)
+    wanted = np.array([ids[5000 + place - 2 : 5001 + place] for place in targets])
+    assert bits["trigram"] == ngram_bits(ids[:5000], wanted, len(vocabulary))["trigram"]
 
 
 def test_xz_counts_what_it_adds_for_the_validation_part(story):

@@ -1,0 +1,51 @@
+"""Measure whether training on a text that is mapped from a file is slower than on one in memory.
+
+python bench/mapped_speed.py shakespeare.txt 1000 --preset mini
+
+The text is repeated until it has so many megabytes; after that, settings of train.py.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from encode import write_large
+
+import train
+
+ROUNDS, SECONDS = 9, 2.0
+
+
+def main() -> None:
+    """Time steps on both in turn, and print the ratio of the medians."""
+    text, size = Path(sys.argv[1]).read_text(encoding="utf-8"), 1e6 * float(sys.argv[2])
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_large(text, int(size), Path("large.txt"))
+        run = train.begin(*train.command_line().parse(["large.txt", *sys.argv[3:]]))
+        held = replace(run, training_ids=run.training_ids.clone())
+        steps = {"mapped": train.step_function(run), "in memory": train.step_function(held)}
+        milliseconds = {name: [] for name in steps}
+        step = 0
+        for round_number in range(1 + ROUNDS):
+            for name, take_step in steps.items():
+                began, taken = time.perf_counter(), 0
+                while (spent := time.perf_counter() - began) < SECONDS:
+                    take_step(step, 10**9)
+                    step, taken = step + 1, taken + 1
+                if round_number:  # the first one warms up
+                    milliseconds[name].append(1e3 * spent / taken)
+        os.chdir("/")
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    print(", ".join(f"{name} {value:.2f} ms a step" for name, value in medians.items()))
+    print(f"mapped has {medians['in memory'] / medians['mapped']:.1%} of the speed in memory")
+
+
+if __name__ == "__main__":
+    main()
