@@ -34,6 +34,9 @@ def write_large(text: str, size: int, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(-(-size // len(text.encode()))):
             file.write(f"\n{number}\n{text}")
+        # Otherwise the system would still be writing it while it is read.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def run(program: str, *words: str) -> list[float]:

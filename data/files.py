@@ -25,7 +25,7 @@ from data.encoding import OTHER_FORMATS, decode, detect_encoding
 
 # A file with a zero byte among its first 8,192 is taken for binary: text has none.
 BINARY_PROBE = 8192
-BLOCK = 2**20
+BLOCK = 2**18
 # Reading more bytes than this takes long enough to show how far it is.
 SHOWN_BYTES = 2**26
 # Folders with files that were installed or made, not written.

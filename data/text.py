@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,12 @@ class Text:
         ):
             self._write_ids(vocabulary)
         # A shared mapping takes no memory that the system could not take back.
-        return torch.from_file(str(self.ids_file), shared=True, size=self.n_characters, dtype=kind)
+        with self.ids_file.open("r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)
+        if hasattr(mapped, "madvise"):  # not on Windows
+            # Windows from all over it are read: what is next to them would be read for nothing.
+            mapped.madvise(mmap.MADV_RANDOM)
+        return torch.frombuffer(mapped, dtype=kind)
 
     def _write_ids(self, vocabulary: Vocabulary) -> None:
         temporary = self.ids_file.with_suffix(".tmp")
