@@ -34,7 +34,7 @@ EVALUATED_CHARACTERS = 2**18
 # the run. From 8 to 20 it makes no difference.
 AVERAGING_POWER = 16
 # How much evaluation reads at once depends on no setting, so neither does its result.
-EVALUATION_BATCH = 8192
+EVALUATION_BATCH = 4096
 
 Result = TypeVar("Result")
 
