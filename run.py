@@ -160,6 +160,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     preset, preset_reason = arguments.preset or "auto", "as asked"
     chosen = {} if preset == "auto" else load_preset(preset, SECTIONS)
     _, _, text_config, _ = build(SECTIONS, chosen, flags)
+    if arguments.out is not None:
+        refuse_to_overwrite(Path(arguments.out))
     text = read_text(arguments.texts, text_config)
     n_characters = text.n_characters
     if preset == "auto":
@@ -247,7 +249,9 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
         )
-    named = [] if paths else [*checkpoint.text["paths"], *filter(None, [text_config.val_text])]
+    named = [] if paths else list(checkpoint.text["paths"])
+    if text_config.val_text is not None and "val_text" not in flags["text"]:
+        named.append(text_config.val_text)
     for path in named:
         # What a file from elsewhere names must not be a device, or a pipe that is waited for.
         if path == STANDARD_INPUT or (
@@ -331,7 +335,7 @@ def assemble(
         f"device   {device} ({device_reason}), "
         f"{str(precision).removeprefix('torch.')} ({precision_reason})"
     )
-    ids = text.ids(vocabulary).to(device)
+    ids = text.ids(vocabulary, copied=device.type != "cpu").to(device)
     return Run(
         folder,
         paths,
@@ -382,8 +386,8 @@ def describe_text(text: Text) -> None:
     )
     if unknown:
         print(
-            f"warning: {len(unknown)} files are in an unknown encoding and left out, such as "
-            f"{unknown[0]}; --encoding reads them"
+            f"warning: {len(unknown)} files are damaged or in an unknown encoding, and left out, "
+            f"such as {unknown[0]}; --encoding says in which they are"
         )
 
 

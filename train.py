@@ -28,7 +28,14 @@ from config import (
     ran_out_of_memory,
     run_script,
 )
-from data import CATALOGUE, baselines, bytes_per_character, predicted_places, survey
+from data import (
+    CATALOGUE,
+    COUNTED_CHARACTERS,
+    baselines,
+    bytes_per_character,
+    predicted_places,
+    survey,
+)
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
 from run import (
@@ -129,6 +136,8 @@ class Pace:
 
     step: float
     evaluation: float
+    # The steps between evaluations, if they are asked for.
+    asked_interval: int | None = None
 
     def steps_until(self, deadline: float, eval_interval: float) -> int:
         """Return how many steps, with their evaluations and one at the end, fit before a time."""
@@ -140,7 +149,12 @@ class Pace:
         return steps * (self.step + self.evaluation / eval_interval) + self.evaluation
 
     def eval_interval(self, steps: int) -> int:
-        """Return an interval at which evaluations take about a tenth of the time, at most ten."""
+        """Return the interval that is asked for, or else a good one.
+
+        At that, evaluations take about a tenth of the time, and there are at most ten.
+        """
+        if self.asked_interval is not None:
+            return self.asked_interval
         evaluations = min(max(0.1 * steps * self.step / self.evaluation, 1), 10)
         return math.ceil(steps / evaluations)
 
@@ -173,20 +187,16 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
         evaluate(run.average, run.validation_ids, run.precision)
         write_sample(run)
         evaluation = time.perf_counter() - began
-    return Pace(step, evaluation)
+    return Pace(step, evaluation, run.config.eval_interval)
 
 
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
-    """Fix how many steps there will be and when to evaluate, and say what to expect.
-
-    Unless an interval is asked for, evaluations are planned to take about a tenth of the time:
-    ten in a run, or fewer.
-    """
+    """Fix how many steps there will be and when to evaluate, and say what to expect."""
     config, start = run.config, run.progress.step
     steps = config.max_steps - start
     if deadline is not None:
         steps = pace.steps_until(deadline, eval_interval=math.inf)
-    interval = config.eval_interval or pace.eval_interval(steps)
+    interval = pace.eval_interval(steps)
     about = ""
     if deadline is not None:
         about, steps = "about ", pace.steps_until(deadline, interval)
@@ -197,7 +207,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
         f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
         f"in about {duration(pace.duration(steps, interval))}"
     )
-    if len(run.validation_ids) > EVALUATED_CHARACTERS:
+    if len(run.validation_ids) - 1 > EVALUATED_CHARACTERS:
         print(
             f"         validation reads {EVALUATED_CHARACTERS:,} of "
             f"{len(run.validation_ids):,} characters"
@@ -392,11 +402,17 @@ def out_of_patience(run: Run) -> bool:
 
 
 def is_overfitting(run: Run) -> bool:
-    """Tell whether two evaluations are now worse than the best, with a lower training loss."""
-    since = evaluations_since_best(run)
+    """Tell whether it is now that the run is seen to learn its text by heart.
+
+    That is at the second evaluation that is worse than the best, or the first one after it, with a
+    lower training loss: one that is worse may be chance.
+    """
+    since = evaluations_since_best(run)[1:]
     losses = {line["step"]: line["training_loss"] for line in run.log}
-    at_best = losses.get(run.progress.best_step)
-    return len(since) == 2 and at_best is not None and since[-1]["training_loss"] < at_best
+    if (at_best := losses.get(run.progress.best_step)) is None:
+        return False
+    signs = [line for line in since if line["training_loss"] < at_best]
+    return signs == since[-1:] != []
 
 
 def explain(run: Run, error: Exception) -> str:
@@ -457,7 +473,9 @@ def farewell(run: Run, stop: StopRequest) -> int:
 
 def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
-    training_ids, validation_ids = run.training_ids.cpu(), run.validation_ids.cpu()
+    # More is not counted, and a GPU may have room for more than the computer.
+    training_ids = run.training_ids[-COUNTED_CHARACTERS:].cpu()
+    validation_ids = run.validation_ids.cpu()
     targets = predicted_places(
         len(validation_ids), run.model.config.block_size, EVALUATED_CHARACTERS
     ).numpy()
@@ -470,12 +488,12 @@ def describe_baselines(run: Run) -> str:
     own = run.progress.best_loss / math.log(2)
     per_byte = own / bytes_per_character(validation_ids.numpy()[targets], characters)
     # A text of one character costs the trigram nothing.
-    below = " and ".join(
+    below = [
         f"{abs(1 - own / bits[name]):.0%} {'below' if own < bits[name] else 'above'} {name}"
         for name in ("trigram", "xz")
         if bits[name] > 0
-    )
-    said += f"; this model {own:.3f}, {below}"
+    ]
+    said += f"; this model {own:.3f}" + (", " + " and ".join(below) if below else "")
     # The unknown character stands for others, of any number of bytes.
     if run.vocabulary.unwritten:
         return said

@@ -1,6 +1,6 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
-from data.baselines import baselines, bytes_per_character
+from data.baselines import COUNTED_CHARACTERS, baselines, bytes_per_character
 from data.batches import draw_batch, fit_block_size, predicted_places, read_in_order, step_seed
 from data.catalogue import CATALOGUE
 from data.files import STANDARD_INPUT, read_file
@@ -10,6 +10,7 @@ from data.vocabulary import Vocabulary
 
 __all__ = [
     "CATALOGUE",
+    "COUNTED_CHARACTERS",
     "STANDARD_INPUT",
     "Text",
     "TextConfig",

@@ -51,7 +51,7 @@ def ngram_bits(training_ids: np.ndarray, wanted: np.ndarray, V: int) -> dict[str
         n = _look_up(grams, counts, asked)
         N, T = (_look_up(contexts, of, asked // V) for of in (totals, followers))
         probability = np.where(N > 0, (n + T * probability) / np.maximum(N + T, 1), probability)
-        bits[name] = float(-np.log2(probability).mean())
+        bits[name] = float(np.log2(1 / probability).mean())
     return bits
 
 

@@ -71,7 +71,7 @@ def read_in_order(
     for several in starts.split(batch_size) if len(starts) else ():
         windows = ids[several[:, None] + torch.arange(block_size + 1)].long()  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]
-    if not _is_shortened(len(ids), max_characters):
+    if not _is_shortened(len(ids), block_size, max_characters):
         rest = ids[len(starts) * block_size :].long()
         if len(rest) > 1:
             yield rest[None, :-1], rest[None, 1:]
@@ -79,20 +79,21 @@ def read_in_order(
 
 def predicted_places(length: int, block_size: int, max_characters: int) -> Tensor:
     """Return the places (N,) of the targets of `read_in_order`, in its order."""
-    if not _is_shortened(length, max_characters):
+    if not _is_shortened(length, block_size, max_characters):
         return torch.arange(1, length)
     starts = _window_starts(length, block_size, max_characters)
     return (starts[:, None] + torch.arange(1, block_size + 1)).flatten()
 
 
-def _is_shortened(length: int, max_characters: int | None) -> bool:
-    return max_characters is not None and length - 1 > max_characters
+def _is_shortened(length: int, block_size: int, max_characters: int | None) -> bool:
+    """Tell whether only some of the windows are read."""
+    return max_characters is not None and length - 1 > max(max_characters, block_size)
 
 
 def _window_starts(length: int, block_size: int, max_characters: int | None) -> Tensor:
     """Return where the whole windows begin in which a text of some length is read."""
     n_windows = (length - 1) // block_size
-    if not _is_shortened(length, max_characters):
+    if not _is_shortened(length, block_size, max_characters):
         return torch.arange(n_windows) * block_size
     n_read = max(1, max_characters // block_size)
     return torch.arange(n_read) * n_windows // n_read * block_size

@@ -73,6 +73,8 @@ def _download(address: str, path: Path) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
+            if size and bar.n != size:
+                raise ConnectionError(f"it broke off after {bar.n:,} of {size:,} bytes")
 
 
 def _unpack(path: Path) -> None:

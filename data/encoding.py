@@ -59,7 +59,7 @@ MANY = 0.3
 # With fewer characters beyond ASCII than this, a guess would often be wrong.
 FEWEST_TO_GUESS = 20
 # These write characters in ASCII, and half a character, which no other encoding has.
-ESCAPES = ("unicode_escape", "raw_unicode_escape", "utf_7", "utf-7", "idna", "punycode")
+ESCAPES = ("unicode-escape", "raw-unicode-escape", "utf-7", "idna", "punycode")
 
 
 def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
@@ -88,7 +88,7 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             complaint = f"{name} is not in UTF-8 ({_place(error, n_read)})"
             # What comes before is ASCII or luck; a line is a good place to begin.
             line = error.object.rfind(b"\n", 0, error.start) + 1
-            probe = error.object[line:]
+            probe = error.object[max(line, error.start - PROBE // 2) :]
             while len(probe) < PROBE and (more := next(blocks, b"")):
                 probe += more
             return _guess(probe[:PROBE], complaint)
@@ -121,10 +121,11 @@ def decode(blocks: Iterable[bytes], encoding: str, name: str, line_ends: set[str
 def check_encoding(encoding: str) -> None:
     """Raise ValueError if Python knows no such encoding of text."""
     with contextlib.suppress(LookupError, ValueError):
-        if codecs.lookup(encoding)._is_text_encoding and encoding not in ESCAPES:
+        known = codecs.lookup(encoding)
+        if known._is_text_encoding and known.name not in ESCAPES:
             return
-    known = ["auto", "utf_8", "utf_16", "utf_32", "gb18030", *TYPICAL]
-    raise ValueError(f"there is no encoding {encoding!r}; among those there are {', '.join(known)}")
+    usual = ["auto", "utf_8", "utf_16", "utf_32", "gb18030", *TYPICAL]
+    raise ValueError(f"there is no encoding {encoding!r}; among those there are {', '.join(usual)}")
 
 
 def _place(error: UnicodeDecodeError, n_read: int) -> str:

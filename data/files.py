@@ -31,6 +31,7 @@ SHOWN_BYTES = 2**26
 # Folders with files that were installed or made, not written.
 VENDORED = {"node_modules", "__pycache__", "site-packages", "venv", "vendor", "build", "dist"}
 STANDARD_INPUT = "-"
+LONGEST_NAME = 120  # bytes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 GZIP, BZIP2, XZ, ZSTANDARD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
 
@@ -139,6 +140,8 @@ def name_of(paths: Sequence[str]) -> str:
         # abspath names the folder itself where the path is "." or "..".
         path = Path(os.path.abspath(paths[0]))
         name = (path.with_suffix("") if path.suffix in COMPRESSED else path).stem or "text"
+        # Names of files are made of it, and those may have 255 bytes.
+        name = name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore")
     return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"
 
 
@@ -149,6 +152,8 @@ def _shown(file: str | bytes) -> str:
 def _held(path: str) -> str | bytes:
     """Return a path, or all that comes from standard input or a pipe, which come only once."""
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise ValueError("standard input is closed; name a text file instead of -")
         return sys.stdin.buffer.read()
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file or folder {path!r}")
@@ -180,6 +185,7 @@ def _encoding(file: str | bytes, encoding: str) -> str:
 @contextlib.contextmanager
 def _opened(path: str | bytes) -> Iterator[BinaryIO]:
     """Open a file for reading from any place in it, whatever it is and however it is compressed."""
+    damaged: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, lzma.LZMAError)
     with contextlib.ExitStack() as files:
         try:
             if isinstance(path, bytes):
@@ -196,6 +202,7 @@ def _opened(path: str | bytes) -> Iterator[BinaryIO]:
                 file = files.enter_context(lzma.LZMAFile(file))
             elif beginning.startswith(ZSTANDARD):
                 zstd = importlib.import_module("compression.zstd")
+                damaged += (zstd.ZstdError,)
                 file = files.enter_context(zstd.ZstdFile(file))
             yield file
         except ImportError:
@@ -203,7 +210,7 @@ def _opened(path: str | bytes) -> Iterator[BinaryIO]:
                 f"{_shown(path)} is compressed with zstd, which Python can read from 3.14 on; "
                 f"decompress it first: zstd -d {_shown(path)}"
             ) from None
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        except damaged as error:
             # What the system says has a number, and a missing file is not a damaged one.
             if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
                 raise
@@ -222,7 +229,8 @@ def _files_in(folder: Path, glob: str | None) -> list[Path]:
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".") and f not in VENDORED]
-        if any(name.endswith(".safetensors") for name in files) or Path(place) == folder / TEXTS:
+        of_a_run = any(name.endswith(".safetensors") for name in files)
+        if of_a_run or Path(place).resolve() == TEXTS.resolve():
             continue
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(

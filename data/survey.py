@@ -18,7 +18,7 @@ def survey(counts: dict[str, int], blocks: Iterable[str]) -> str:
     Wrongly decoded text shows among the rarest characters, copied text among the repeated lines,
     which are looked for in the first `SURVEYED_CHARACTERS`.
     """
-    characters = "".join(_until(blocks, SURVEYED_CHARACTERS))
+    characters = "".join(_until(blocks, SURVEYED_CHARACTERS))[:SURVEYED_CHARACTERS]
     rarest = sorted(counts, key=counts.get)[:MOST_NAMED]
     named = ", ".join(f"{character!r} {counts[character]:,}" for character in rarest)
     rare = sum(count < FEW for count in counts.values())

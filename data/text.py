@@ -8,8 +8,9 @@ import json
 import math
 import mmap
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +26,6 @@ from data.vocabulary import Vocabulary, count_characters
 
 # The characters of a longer text are not held in memory, but read again when they are needed.
 HELD_CHARACTERS = 2**24
-KEY_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Text:
     line_ends: tuple[str, ...]
     # One part, or one to train and one to validate on.
     parts: tuple[Documents, ...]
+    # All files that were looked at, each with its size and when it was last changed.
+    watched: tuple[tuple[str, int, int], ...]
     # All its characters, or the file where its ids are if it is long.
     held: str | None
     ids_file: Path | None = None
@@ -84,8 +86,12 @@ class Text:
         for part in self.parts:
             yield from part.blocks(set(), doing)
 
-    def ids(self, vocabulary: Vocabulary) -> Tensor:
-        """Return the ids (N,) of its N characters, mapped from a file if the text is long."""
+    def ids(self, vocabulary: Vocabulary, copied: bool = False) -> Tensor:
+        """Return the ids (N,) of its N characters, mapped from a file if the text is long.
+
+        They are not to be written to. `copied` says that all of them are going to be read at once.
+        Raises ValueError if the text has changed since it was looked through.
+        """
         if self.held is not None:
             return vocabulary.encode(self.held, unknown=True)
         kind = vocabulary.id_type
@@ -94,23 +100,28 @@ class Text:
         ):
             self._write_ids(vocabulary)
         # A shared mapping takes no memory that the system could not take back.
-        with self.ids_file.open("r+b") as file:
-            mapped = mmap.mmap(file.fileno(), 0)
-        if hasattr(mapped, "madvise"):  # not on Windows
+        with self.ids_file.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mapped, "madvise") and not copied:  # Windows has none
             # Windows from all over it are read: what is next to them would be read for nothing.
             mapped.madvise(mmap.MADV_RANDOM)
-        return torch.frombuffer(mapped, dtype=kind)
+        with warnings.catch_warnings():
+            # torch warns that it cannot be written to.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.frombuffer(mapped, dtype=kind)
 
     def _write_ids(self, vocabulary: Vocabulary) -> None:
-        temporary = self.ids_file.with_suffix(".tmp")
+        # Another process may be writing the same ones.
+        temporary = self.ids_file.with_suffix(f".{os.getpid()}")
         self.ids_file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("wb") as file, contextlib.suppress(ValueError):
                 for block in self.blocks("encoding"):
                     file.write(vocabulary.encode(block, unknown=True).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
-            if temporary.stat().st_size != self.n_characters * vocabulary.id_type.itemsize:
+            whole = temporary.stat().st_size == self.n_characters * vocabulary.id_type.itemsize
+            if not whole or _watch(path for path, _, _ in self.watched) != self.watched:
                 raise ValueError(f"{self.name} has changed while it was read; try again")
             os.replace(temporary, self.ids_file)
         finally:
@@ -124,25 +135,33 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
     have the same sizes and times of change.
     """
     name, files = name_of(paths), find_files(paths, config.glob)
-    validation_files = [] if config.val_text is None else find_files([config.val_text], None)
-    kept = _kept(name, [*files, *validation_files], config)
-    if known := _recall(name, kept):
+    validation_files = []
+    if config.val_text is not None:
+        validation_files = find_files([config.val_text], config.glob)
+    paths_found = [file for file, _ in [*files, *validation_files]]
+    kept, watched = _kept(name, paths_found, config), _watch(paths_found)
+    if known := _recall(name, kept, watched):
         return known
     parts = [look_into(files, config.encoding)]
     if validation_files:
         parts.append(look_into(validation_files, config.encoding))
     # What came through a pipe is in memory already.
-    text = _look_through(name, parts, config, math.inf if kept is None else HELD_CHARACTERS)
+    most_held = math.inf if kept is None else HELD_CHARACTERS
+    text = _look_through(name, parts, watched, config, most_held)
     if not text.counts:
         raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
     if text.held is None:
+        text = dataclasses.replace(text, ids_file=_ids_file(kept, text.sha256))
         _remember(text, kept)
-        return dataclasses.replace(text, ids_file=kept.with_suffix(".ids"))
     return text
 
 
 def _look_through(
-    name: str, parts: Sequence[Documents], config: TextConfig, most_held: float
+    name: str,
+    parts: Sequence[Documents],
+    watched: tuple[tuple[str, int, int], ...],
+    config: TextConfig,
+    most_held: float,
 ) -> Text:
     """Read a text, which has a part to validate on or not, once from its beginning to its end."""
     sha256, lengths, line_ends, held = hashlib.sha256(), [], set(), []
@@ -171,42 +190,58 @@ def _look_through(
         sha256=sha256.hexdigest(),
         line_ends=tuple(sorted(line_ends)),
         parts=tuple(parts),
+        watched=watched,
         held="".join(held) if sum(lengths) <= most_held else None,
     )
 
 
-def _kept(name: str, files: Sequence[tuple[str | bytes, bool]], config: TextConfig) -> Path | None:
+def _watch(files: Iterable[str | bytes]) -> tuple[tuple[str, int, int], ...]:
+    """Return each file with its size and when it was last changed; not what came by a pipe."""
+    paths = [file for file in files if not isinstance(file, bytes)]
+    states = [os.stat(path) for path in paths]
+    return tuple(
+        (path, state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)
+    )
+
+
+def _kept(name: str, files: Sequence[str | bytes], config: TextConfig) -> Path | None:
     """Return where what is known of a text in these files is kept, if they are files."""
-    if any(isinstance(file, bytes) for file, _ in files):
+    if any(isinstance(file, bytes) for file in files):
         return None
-    states = [(os.path.abspath(file), os.stat(file)) for file, _ in files]
-    key = repr([(path, state.st_size, state.st_mtime_ns) for path, state in states] + [config])
-    return TEXTS / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:KEY_LENGTH]}.json"
+    key = repr([[os.path.abspath(file) for file in files], config])
+    return TEXTS / f"{name}-{hashlib.sha256(key.encode(errors='replace')).hexdigest()[:16]}.json"
+
+
+def _ids_file(kept: Path, sha256: str) -> Path:
+    """Return where the ids of a text are kept: in another file when it has changed."""
+    return kept.with_name(f"{kept.stem}-{sha256[:16]}.ids")
 
 
 def _remember(text: Text, kept: Path) -> None:
     """Write down what is known of a text, in place of what was known of it before it changed."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    for old in kept.parent.glob(f"{glob.escape(text.name)}-{'?' * KEY_LENGTH}.*"):
+    for old in kept.parent.glob(f"{glob.escape(kept.stem)}-*.ids"):
         # Windows keeps a file that another process has mapped.
         with contextlib.suppress(OSError):
             old.unlink()
-    known = dataclasses.asdict(text)
-    temporary = kept.with_suffix(".new")
+    known = dataclasses.asdict(text) | {"ids_file": None}
+    temporary = kept.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(known), encoding="utf-8")
     os.replace(temporary, kept)
 
 
-def _recall(name: str, kept: Path | None) -> Text | None:
-    """Read what was written down of a text, if there is anything that can be used."""
+def _recall(name: str, kept: Path | None, watched: tuple[tuple[str, int, int], ...]) -> Text | None:
+    """Read what was written down of a text, if it can be used and no file has changed since."""
     if kept is None or not kept.exists():
         return None
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         known = json.loads(kept.read_text(encoding="utf-8"))
+        if tuple(map(tuple, known["watched"])) != watched:
+            return None
         known["parts"] = tuple(
             Documents(tuple(map(tuple, part["files"])), part["n_binary"], tuple(part["unknown"]))
             for part in known["parts"]
         )
-        known["line_ends"] = tuple(known["line_ends"])
-        return Text(**known | {"name": name, "ids_file": kept.with_suffix(".ids")})
+        known |= {"line_ends": tuple(known["line_ends"]), "watched": watched, "name": name}
+        return Text(**known | {"ids_file": _ids_file(kept, known["sha256"])})
     return None

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import random
+import re
 import shutil
 import sqlite3
 import struct
@@ -159,6 +160,27 @@ def test_wrong_input_gets_a_sentence(script, words, sentence, capsys):
     assert contents() == before
 
 
+def test_closed_standard_input_gets_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert exit_code(["-"]) == 2
+    assert "train.py: standard input is closed" in capsys.readouterr().err
+
+
+def test_text_with_a_long_name_is_read():
+    name = 80 * "李"
+    Path(f"{name}.txt").write_text("a text " * 20)
+    assert exit_code([f"{name}.txt", *SMALL, "--max_steps", "2"]) == 0
+    assert Path("out", f"{40 * '李'}-tiny").is_dir()
+
+
+def test_text_of_one_character_is_learned(capsys):
+    Path("book.txt").write_text("a" * 60)
+    assert exit_code(["book.txt", *SMALL, "--max_steps", "2"]) == 0
+    said = capsys.readouterr().out
+    # There is nothing to choose from, and nothing to be below of.
+    assert re.search(r"uniform 0.000, unigram 0.000, .* xz 0.000; this model 0.000\n", said)
+
+
 def test_without_a_run_sample_says_how_to_get_one(capsys):
     with pytest.raises(SystemExit) as exit_:
         sample.main([])
@@ -216,6 +238,8 @@ def write_binary(kind: str) -> None:
             Path("file.program").write_bytes(program.read(2**20))
     elif kind == "pdf":
         Path("file.pdf").write_bytes(b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n")
+    elif kind == "rtf":
+        Path("file.rtf").write_bytes(b"{\\rtf1 Once upon a time}")
     elif kind == "npy":
         np.save("file.npy", np.arange(100.0))
     elif kind == "pickle":
@@ -225,17 +249,28 @@ def write_binary(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["png", "zip", "tar", "wav", "sqlite", "program", "pdf", "npy", "pickle", "safetensors"],
+    ("kind", "said"),
+    [
+        ("png", "a picture, not plain text"),
+        ("zip", "a zip file, as .docx, .odt and .epub are, not plain text"),
+        ("pdf", "a PDF document, not plain text"),
+        ("rtf", "an RTF document, not plain text"),
+        ("program", "a program, not plain text"),
+        ("tar", "(binary|not in UTF-8)"),
+        ("wav", "(binary|not in UTF-8)"),
+        ("sqlite", "(binary|not in UTF-8)"),
+        ("npy", "(binary|not in UTF-8)"),
+        ("pickle", "(binary|not in UTF-8)"),
+        ("safetensors", "(binary|not in UTF-8)"),
+    ],
 )
-def test_binary_file_gets_a_sentence_and_is_left_out_in_a_folder(kind, capsys):
+def test_binary_file_gets_a_sentence_and_is_left_out_in_a_folder(kind, said, capsys):
     write_binary(kind)
-    with pytest.raises(SystemExit):
-        train.main([f"file.{kind}", *SMALL])
+    assert exit_code([f"file.{kind}", *SMALL]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"train.py: file.{kind} is ")
+    assert re.match(rf"train\.py: file\.{kind} is {said}", error)
     assert error.count("\n") == 1
     if kind != "safetensors":  # a folder with one of those is that of a run
         Path("text.txt").write_text("a text " * 20)
-        assert train.main([".", *SMALL, "--max_steps", "2", "--out", "run"]) == 0
+        assert exit_code([".", *SMALL, "--max_steps", "2", "--out", "run"]) == 0
         assert "1 file (1 binary left out)" in capsys.readouterr().out

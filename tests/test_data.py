@@ -226,10 +226,11 @@ def test_very_long_text_is_read_in_evenly_spaced_windows():
 
 
 @pytest.mark.parametrize("length", [2, 9, 11, 251, 252, 1001])
-def test_predicted_places_are_those_of_reading_in_order(length):
-    windows = read_in_order(torch.arange(length), 10, 2, max_characters=250)
+@pytest.mark.parametrize("block_size", [10, 300])
+def test_predicted_places_are_those_of_reading_in_order(length, block_size):
+    windows = read_in_order(torch.arange(length), block_size, 2, max_characters=250)
     targets = torch.cat([targets.flatten() for _, targets in windows])
-    assert torch.equal(predicted_places(length, 10, 250), targets)
+    assert torch.equal(predicted_places(length, block_size, 250), targets)
 
 
 def test_ngram_baselines_agree_with_counting_by_hand(story):

@@ -126,6 +126,15 @@ def test_encoding_that_does_not_show_is_refused_with_candidates(text, encoding):
     assert characters(read_text(["book.txt"], TextConfig(encoding=encoding))) == text
 
 
+def test_what_comes_before_the_first_foreign_byte_may_be_long():
+    preface = "A preface on a line of its own, and then what was found.\r" * 2000
+    Path("book.txt").write_bytes((preface + CHINESE).encode("gb18030"))
+    assert read_file("book.txt") == (preface + CHINESE).replace("\r", "\n")
+    Path("book.txt").write_bytes((preface + FRENCH).encode("cp1252"))
+    with pytest.raises(ValueError, match="it may be in cp1252"):
+        read_file("book.txt")
+
+
 def test_position_of_a_wrong_byte_counts_from_the_beginning_of_the_file(monkeypatch):
     monkeypatch.setattr(data.files, "BLOCK", 7)
     Path("book.txt").write_bytes("naïve naïve ".encode() + b"\xff")
@@ -171,7 +180,7 @@ def test_short_chinese_is_refused_with_gb18030_among_the_candidates():
 
 
 def test_escapes_are_no_encodings_of_texts():
-    for encoding in ("unicode_escape", "utf_7"):
+    for encoding in ("unicode_escape", "unicode-escape", "utf_7", "UTF-7", "u7"):
         with pytest.raises(ValueError, match=f"there is no encoding '{encoding}'"):
             TextConfig(encoding=encoding)
 
@@ -222,6 +231,8 @@ def test_folder_is_read_without_what_is_no_text_of_its_own():
     assert (len(text.parts[0].files), text.parts[0].n_binary) == (2, 1)
     assert text.parts[0].unknown == (str(Path("texts/c.txt")), str(Path("texts/e.gz")))
     # An encoding that is asked for is that of the files that do not show theirs.
+    text = read_text(["texts"], TextConfig(glob="*.md", val_text="texts"))
+    assert (characters(text), text.n_training) == ("two\ntwo\n", 4)
     text = read_text(["texts"], TextConfig(encoding="cp1252", glob="[abc]*"))
     assert characters(text) == f"one\n\ntwo\n\n{FRENCH}\n"
     assert characters(read_text(["texts"], TextConfig(glob="*.md"))) == "two\n"

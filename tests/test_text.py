@@ -26,7 +26,8 @@ def kept() -> list[str]:
 @pytest.mark.usefixtures("_long")
 def test_long_text_is_the_same_text(book, story):
     Path("more.txt").write_bytes("Zoë\r\n".encode("utf-16"))
-    for config in (TextConfig(), TextConfig(val_text="more.txt"), TextConfig(min_count=200)):
+    configs = [TextConfig(), TextConfig(val_text="more.txt"), TextConfig(min_count=200)]
+    for known, config in enumerate(configs, start=1):
         for _ in range(2):  # read, and found again
             long = read_text([book, "more.txt"], config)
             whole = story + "\nZoë\n" + ("Zoë\n" if config.val_text else "")
@@ -35,7 +36,7 @@ def test_long_text_is_the_same_text(book, story):
             ids = long.ids(vocabulary)
             assert ids.equal(vocabulary.encode(whole, unknown=True))
             assert (long.encodings, long.line_ends) == (["utf_16", "utf_8"], ("\n", "\r\n"))
-        assert kept() == [".ids", ".json"]
+        assert kept() == [".ids"] * known + [".json"] * known
 
 
 @pytest.mark.usefixtures("_long")
@@ -103,6 +104,54 @@ def test_text_that_changes_while_it_is_encoded_is_noticed(book, story):
     with pytest.raises(ValueError, match="book has changed while it was read"):
         long.ids(Vocabulary.of(story))
     assert kept() == [".json"]
+    # As many characters, and other ones, known or not.
+    for other in (story[::-1], story.replace("A", "Q")):
+        long = read_text([book], TextConfig())
+        Path(book).write_text(other)
+        os.utime(book, (1, 1))
+        with pytest.raises(ValueError, match="book has changed while it was read"):
+            long.ids(Vocabulary.of(story))
+    assert kept() == [".json"]
+
+
+@pytest.mark.usefixtures("_long")
+def test_two_runs_may_encode_a_text_at_the_same_time(book, story, monkeypatch):
+    monkeypatch.setattr("data.files.BLOCK", 1000)
+    first, second = (read_text([book], TextConfig()) for _ in range(2))
+    vocabulary, encode, calls = Vocabulary.of(story), Vocabulary.encode, []
+
+    def start_another(self, block, **options):
+        calls.append(block)
+        if len(calls) == 2:
+            # Another process has another number.
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 1)
+                assert second.ids(vocabulary).equal(encode(vocabulary, story))
+        return encode(self, block, **options)
+
+    monkeypatch.setattr(Vocabulary, "encode", start_another)
+    assert first.ids(vocabulary).equal(encode(vocabulary, story))
+    assert kept() == [".ids", ".json"]
+
+
+@pytest.mark.usefixtures("_long")
+def test_what_is_kept_of_other_texts_stays(book, story):
+    Path("out/texts").mkdir(parents=True)
+    Path("out/texts/book-2024-01-01-final.txt").touch()
+    Path("other").mkdir()
+    Path("other/book.txt").write_text(story.upper())
+    for path in (book, "other/book.txt", book, "other/book.txt"):
+        long = read_text([path], TextConfig())
+        long.ids(Vocabulary.of_counts(long.counts))
+    assert kept() == [".ids", ".ids", ".json", ".json", ".txt"]
+
+
+@pytest.mark.usefixtures("_long")
+def test_what_is_kept_is_no_part_of_a_text(book, story, monkeypatch):
+    Path("inside").mkdir()
+    monkeypatch.chdir("inside")
+    for _ in range(2):
+        assert characters(read_text([".."], TextConfig())) == story
 
 
 def test_training_on_a_long_text_is_training_on_it(book, monkeypatch):

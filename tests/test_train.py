@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,7 @@ import torch
 from conftest import SMALL
 
 import train
-from checkpoint import BEST, LAST, load_checkpoint, read_log
+from checkpoint import BEST, LAST, Progress, load_checkpoint, read_log
 from data import Vocabulary
 from run import choose_preset
 
@@ -82,6 +83,16 @@ def test_best_is_kept_besides_last(noise, capsys):
     printed = capsys.readouterr().out
     assert later > 2
     assert printed.count(f"overfitting since step {best['step']}: ") == 1
+
+
+def test_overfitting_is_said_at_the_first_evaluation_that_shows_it():
+    training_losses = [1.0, 1.1, 1.01, 0.9, 0.8]  # from the best on; validation is worse after it
+    lines = [{"step": step, "training_loss": loss} for step, loss in enumerate(training_losses, 1)]
+    progress = Progress(step=5, best_loss=2.0, best_step=1)
+    said = [
+        train.is_overfitting(SimpleNamespace(progress=progress, log=lines[:n])) for n in range(1, 6)
+    ]
+    assert said == [False, False, False, True, False]
 
 
 def test_run_that_still_learns_is_not_said_to_overfit(book, capsys):
@@ -208,6 +219,13 @@ def test_minutes_are_kept_even_if_the_rehearsal_was_slow(book, monkeypatch):
     assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
     assert 3 < time.perf_counter() - began < 12
     assert len(log("out/book-tiny")) < 30
+
+
+def test_interval_that_is_asked_for_is_kept(book):
+    assert train.main([book, *SMALL, "--minutes", "0.05", "--eval_interval", "30"]) == 0
+    steps = [line["step"] for line in log("out/book-tiny")]
+    assert len(steps) > 5
+    assert steps[:-1] == list(range(0, steps[-1], 30))
 
 
 def test_steps_fit_before_the_deadline_with_their_evaluations():
