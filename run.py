@@ -73,6 +73,9 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
+# With more of the text unknown, what is learned of the rest is worth little.
+MANY_UNKNOWN = 0.02
+
 SECTIONS = {
     "model": GPTConfig,
     "optimizer": OptimizerConfig,
@@ -160,7 +163,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     preset, preset_reason = arguments.preset or "auto", "as asked"
     chosen = {} if preset == "auto" else load_preset(preset, SECTIONS)
     _, _, text_config, _ = build(SECTIONS, chosen, flags)
-    if arguments.out is not None:
+    if arguments.out is not None and not arguments.dry_run:
         refuse_to_overwrite(Path(arguments.out))
     text = read_text(arguments.texts, text_config)
     n_characters = text.n_characters
@@ -174,7 +177,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         folder = Path(arguments.out)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; name a folder for the run with --out")
-    refuse_to_overwrite(folder)
+    if not arguments.dry_run:
+        refuse_to_overwrite(folder)
     n_training = text.n_training
     block_size = fit_block_size(n_training, n_characters - n_training, model_config.block_size)
     describe_text(text)
@@ -188,8 +192,9 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
     if unknown := text.counts.keys() - set(vocabulary.characters):
         share = sum(text.counts[character] for character in unknown) / n_characters
+        kind = "warning:" if share > MANY_UNKNOWN else "note    "
         print(
-            f"note     {len(unknown):,} characters that come fewer than {text_config.min_count} "
+            f"{kind} {len(unknown):,} characters that come fewer than {text_config.min_count} "
             f"times, {share:.2%} of the text, become one; {len(vocabulary):,} are left"
         )
     torch.manual_seed(config.seed)
@@ -375,19 +380,24 @@ def describe_text(text: Text) -> None:
     n_binary = sum(part.n_binary for part in text.parts)
     unknown = [file for part in text.parts for file in part.unknown]
     files = "1 file" if n_files == 1 else f"{n_files} files"
+    for_validation = ""
+    if len(text.parts) > 1:
+        n_validation = text.n_characters - text.n_training
+        for_validation = f", the last {n_validation:,} of them to validate on"
     binary = f" ({n_binary} binary left out)" if n_binary else ""
     names = {"\r\n": "CR LF", "\r": "CR"}
     others = [names[line_end] for line_end in text.line_ends if line_end in names]
     turned = f", line ends {' and '.join(others)} turned into LF" if others else ""
     print(
         f"text     {text.name}, {files}{binary} in {' and '.join(text.encodings)}{turned}: "
-        f"{text.n_characters:,} characters, {len(text.counts):,} different, "
+        f"{text.n_characters:,} characters{for_validation}, {len(text.counts):,} different, "
         f"begins {next(text.blocks())[:60]!r}"
     )
     if unknown:
+        left_out = "1 file is" if len(unknown) == 1 else f"{len(unknown)} files are"
         print(
-            f"warning: {len(unknown)} files are damaged or in an unknown encoding, and left out, "
-            f"such as {unknown[0]}; --encoding says in which they are"
+            f"warning: {left_out} left out, being damaged or in an encoding that does not show, "
+            f"such as {unknown[0]}: name it alone to see which it may be, then say --encoding"
         )
 
 

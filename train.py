@@ -51,6 +51,8 @@ from run import (
 from training import EVALUATED_CHARACTERS, evaluate
 
 SAMPLE_LENGTH = 200
+# A text that is read more often has no secrets left, even with dropout.
+BY_HEART = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,6 +209,11 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
         f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
         f"in about {duration(pace.duration(steps, interval))}"
     )
+    if times > BY_HEART:
+        print(
+            f"warning: a text that is read so often is learned by heart; {BEST} keeps the step at "
+            "which the validation part was known best"
+        )
     if len(run.validation_ids) - 1 > EVALUATED_CHARACTERS:
         print(
             f"         validation reads {EVALUATED_CHARACTERS:,} of "
@@ -482,7 +489,7 @@ def describe_baselines(run: Run) -> str:
     characters = run.vocabulary.characters
     bits = baselines(training_ids.numpy(), validation_ids.numpy(), targets, characters)
     others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
-    said = f"bits per character: {others}"
+    said = f"bits per character, the fewer the better: {others}"
     if run.progress.best_loss is None:
         return said
     own = run.progress.best_loss / math.log(2)

@@ -47,7 +47,7 @@ def measure(text: str, preset: str, minutes: str) -> Result:
         seconds = read_log(Path(run))[-1]["seconds"]
     batch = last.settings["train"]["batch_size"] * last.model.config.block_size
     characters, (parameters, _) = last.progress.step * batch, last.model.count_parameters()
-    (line,) = re.findall("^bits per character: (.*?);", said, re.MULTILINE)
+    (line,) = re.findall("^bits per character, .*: (.*?);", said, re.MULTILINE)
     bits = dict(pair.rsplit(" ", 1) for pair in line.split(", "))
     return Result(
         last.progress.best_loss,

@@ -78,7 +78,7 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             for beginning, kind in OTHER_FORMATS.items():
                 if block.startswith(beginning):
                     raise ValueError(
-                        f"{name} is {kind}, not plain text; save what it says as plain text first"
+                        f"{name} is {kind}, not plain text; name a file that was saved as .txt"
                     )
             _refuse_utf16(block, name)
         n_read += len(block)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.catalogue import TEXTS
 from data.encoding import check_encoding
-from data.files import Documents, find_files, look_into, name_of
+from data.files import STANDARD_INPUT, Documents, find_files, look_into, name_of
 from data.vocabulary import Vocabulary, count_characters
 
 # The characters of a longer text are not held in memory, but read again when they are needed.
@@ -149,7 +149,8 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
     most_held = math.inf if kept is None else HELD_CHARACTERS
     text = _look_through(name, parts, watched, config, most_held)
     if not text.counts:
-        raise ValueError(f"{' and '.join(paths)} is empty; a text needs characters to learn from")
+        names = ["standard input" if path == STANDARD_INPUT else path for path in paths]
+        raise ValueError(f"{' and '.join(names)} is empty; a text needs characters to learn from")
     if text.held is None:
         text = dataclasses.replace(text, ids_file=_ids_file(kept, text.sha256))
         _remember(text, kept)

@@ -1,5 +1,6 @@
 """The characters of a text and their ids."""
 
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from typing import Self
@@ -119,12 +120,15 @@ class Vocabulary:
         return min(same_kind or self.characters, key=lambda c: abs(ord(c) - ord(character)))
 
     def _describe_unknown(self, text: str) -> str:
-        unknown = [(i, c) for i, c in enumerate(text, start=1) if c not in self.characters]
+        places: dict[str, int] = {}
+        for place, character in enumerate(text, start=1):
+            if character not in self.characters:
+                places.setdefault(character, place)
         named = ", ".join(
             f"{c!r} (character {i}; nearest known: {self.nearest(c)!r})"
-            for i, c in unknown[:MOST_NAMED]
+            for c, i in itertools.islice(places.items(), MOST_NAMED)
         )
-        rest = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+        rest = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
         return f"the model has never seen {named}{rest}"
 
 

@@ -30,7 +30,7 @@ TRAIN = [
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
     ("pictures", "there is no text file in the folder pictures"),
-    ("pictures/a.png", "a.png is a picture, not plain text; save what it says as plain text"),
+    ("pictures/a.png", "a.png is a picture, not plain text; name a file that was saved as .txt"),
     (
         "latin.txt",
         "latin.txt is not in UTF-8 (byte 0xeb at position 2); it may be in cp1252 ('ë!')",

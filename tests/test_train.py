@@ -298,9 +298,24 @@ def test_dry_run_tells_what_to_expect_and_writes_nothing(book, capsys):
     printed = capsys.readouterr().out
     for word in ("text", "preset", "model", "device", "plan", "time", "memory", "rarest", "lines"):
         assert f"\n{word} " in f"\n{printed}"
-    assert "bits per character: uniform 4.170, " in printed
+    assert "bits per character, the fewer the better: uniform 4.170, " in printed
     assert "nothing was trained" in printed
     assert os.listdir() == ["book.txt"]
+
+
+def test_dry_run_of_a_text_that_has_a_run(trained, capsys):
+    assert train.main(["book.txt", *SMALL, "--dry_run", "--out", trained]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+
+
+def test_what_is_said_of_a_short_text_and_of_one_to_validate_on(book, story, capsys):
+    Path("more.txt").write_text("Ada sees Bo.\n" * 2)
+    words = ["more.txt", "--val_text", book, *SMALL, "--max_steps", "500", "--dry_run"]
+    assert train.main(words) == 0
+    printed = capsys.readouterr().out
+    n = len(story)
+    assert f"{n + 26:,} characters, the last {n:,} of them to validate on, " in printed
+    assert "warning: a text that is read so often is learned by heart" in printed
 
 
 def test_unknown_character_is_learned_from_but_never_written(book, capsys):
