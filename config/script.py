@@ -25,9 +25,15 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has what it wants; nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Its reader, such as `head`, has what it wants, or the terminal is gone: nothing more
+            # can be said. Trying again at the very end, Python would change an exit code to 120.
+            if code:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -221,8 +221,14 @@ def test_run_that_broke_off_before_its_first_evaluation_goes_on(book, undisturbe
 def test_run_is_saved_when_its_terminal_is_closed(book):
     controller, terminal = pty.openpty()
     words = [sys.executable, train.__file__, *RUN, "--max_steps", "100000"]
+    # What is held back for a terminal that is gone must not change the exit code.
+    held_back = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        ["setsid", "--ctty", *words], stdin=terminal, stdout=terminal, stderr=terminal
+        ["setsid", "--ctty", *words],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=held_back,
     ) as process:
         os.close(terminal)
         with open(controller, encoding="utf-8", errors="replace") as screen:
