@@ -139,9 +139,9 @@ def name_of(paths: Sequence[str]) -> str:
     else:
         # abspath names the folder itself where the path is "." or "..".
         path = Path(os.path.abspath(paths[0]))
-        name = (path.with_suffix("") if path.suffix in COMPRESSED else path).stem or "text"
-        # Names of files are made of it, and those may have 255 bytes.
-        name = name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore")
+        name = (path.with_suffix("") if path.suffix in COMPRESSED else path).stem
+        # Names of files are made of it: those may have 255 bytes, and should be UTF-8.
+        name = os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore") or "text"
     return name if len(paths) == 1 else f"{name}-and-{len(paths) - 1}-more"
 
 

@@ -1,6 +1,7 @@
 """Each wrong input gets one sentence and exit code 2, and leaves nothing behind."""
 
 import gzip
+import os
 import pickle
 import random
 import re
@@ -171,6 +172,14 @@ def test_text_with_a_long_name_is_read():
     Path(f"{name}.txt").write_text("a text " * 20)
     assert exit_code([f"{name}.txt", *SMALL, "--max_steps", "2"]) == 0
     assert Path("out", f"{40 * '李'}-tiny").is_dir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, names of files are UTF-8")
+def test_text_whose_name_is_not_utf8_is_read():
+    name = os.fsdecode(b"\xff\xfe.txt")
+    Path(name).write_text("a text " * 20)
+    assert exit_code([name, *SMALL, "--max_steps", "2"]) == 0
+    assert Path("out/text-tiny").is_dir()
 
 
 def test_text_of_one_character_is_learned(capsys):
