@@ -2,7 +2,7 @@
 
 best.safetensors has the averaged weights with the lowest validation loss, for writing and sharing.
 last.safetensors has the newest weights, their average and the optimizer, for going on.
-log.jsonl has a line for each evaluation.
+log.jsonl has a line for each evaluation, and curve.svg, where it can be drawn, its picture.
 
 A checkpoint is a safetensors file: it holds numbers and one JSON text, and nothing in it can run.
 """
@@ -35,6 +35,7 @@ from optimizer import Optimizer
 
 OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+CURVE = "curve.svg"
 
 FORMAT = 2
 # No model that GPTConfig allows needs a longer header or record, and reading either takes up to
@@ -112,7 +113,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     contents = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     if not _all_finite(contents):
         raise FloatingPointError(f"{path} would hold numbers that are not finite")
-    _replace(path, safetensors.torch.save(contents, {METADATA: json.dumps(record)}))
+    write_whole(path, safetensors.torch.save(contents, {METADATA: json.dumps(record)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -217,18 +218,30 @@ def lock_run(folder: Path) -> Iterator[None]:
         if fcntl is not None:
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(descriptor):
                 raise ValueError(
                     f"another process is training in {folder}; wait for it, stop it, or name "
                     "another folder with --out"
-                ) from None
-            except OSError:
-                pass  # some network file systems have no locks
-        for name in (BEST, LAST, LOG):
+                )
+        for name in (BEST, LAST, LOG, CURVE):
             _temporary(folder / name).unlink(missing_ok=True)
         yield
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder, and tell whether it worked: not if another process holds it.
+
+    A process that is given the descriptor holds the lock, too. (Windows has no such locks, nor do
+    some network file systems: there, it always works.)
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+    return True
 
 
 def newest_run() -> Path:
@@ -257,7 +270,7 @@ def find_run(path: str) -> Path:
 def write_log(run: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write the log anew: a JSON object a line, one line for each evaluation."""
     log = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    _replace(run / LOG, log.encode())
+    write_whole(run / LOG, log.encode())
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -320,7 +333,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file durably and at once: a crash leaves the old one or the new one, whole."""
     temporary = _temporary(path)
     try:

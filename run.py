@@ -116,6 +116,8 @@ class Run:
     # The step of last.safetensors, and when that was written.
     saved_step: int = 0
     saved_at: float = 0.0
+    # When the picture of its losses was drawn.
+    drawn_at: float = 0.0
     # What a resumed run was to take in all when it was saved.
     max_steps_before: int | None = None
 

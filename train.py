@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint import BEST, LAST, Progress, find_run, lock_run, write_log
+from checkpoint import BEST, CURVE, LAST, Progress, find_run, lock_run, write_log, write_whole
 from config import (
     SettingsParser,
     StopRequest,
@@ -38,6 +38,7 @@ from data import (
 )
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
+from report import PLOTTING, curve
 from run import (
     SECTIONS,
     Run,
@@ -51,6 +52,8 @@ from run import (
 from training import EVALUATED_CHARACTERS, evaluate
 
 SAMPLE_LENGTH = 200
+# The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
+DRAWING_SECONDS = 2.0
 # A text that is read more often has no secrets left, even with dropout.
 BY_HEART = 200
 
@@ -270,7 +273,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
     take_step = step_function(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
-    run.saved_at = began
+    run.saved_at = run.drawn_at = began
     bar = tqdm(
         total=run.config.max_steps,
         initial=start,
@@ -378,6 +381,8 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
             f"fell; {BEST} keeps that step{advice}"
         )
     tqdm.write("\n".join(f"    {harmless(row)}".rstrip() for row in sample.splitlines()))
+    if time.perf_counter() > run.drawn_at + DRAWING_SECONDS:
+        draw_curve(run)
 
 
 def keep(run: Run) -> None:
@@ -400,6 +405,15 @@ def keep(run: Run) -> None:
             file=sys.stderr,
         )
     run.saved_at = time.perf_counter()
+
+
+def draw_curve(run: Run) -> None:
+    """Renew the picture of the run's losses, where the package that draws it is installed."""
+    if PLOTTING and len(run.log) > 1:
+        # Nothing depends on it, and of a full disk there has been a warning.
+        with contextlib.suppress(OSError):
+            write_whole(run.folder / CURVE, curve(run.log))
+        run.drawn_at = time.perf_counter()
 
 
 def out_of_patience(run: Run) -> bool:
@@ -469,6 +483,11 @@ def farewell(run: Run, stop: StopRequest) -> int:
         # The run is saved; what it is compared with must not end it.
         with contextlib.suppress(MemoryError):
             print(describe_baselines(run))
+    draw_curve(run)
+    if (run.folder / CURVE).exists():
+        print(f"picture of it:  {run.folder / CURVE}")
+    elif not PLOTTING:
+        print(f"note: {CURVE}, a picture of it, takes one more package: pip install matplotlib")
     # Before the first evaluation, the best model is the untrained one.
     best = folder if progress.best_step else shlex.quote((run.folder / LAST).as_posix())
     print(

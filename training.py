@@ -201,29 +201,33 @@ def halve_until_it_fits(
     return None, 0
 
 
-@torch.no_grad()
 def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
     """Return the mean loss over a text in nats per character, without any random draw.
 
     Raises DoesNotFitError if not even one window fits.
     """
+    return character_losses(model, ids, precision).double().mean().item()
+
+
+@torch.no_grad()
+def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
+    """Return the loss of each character of a text that `evaluate` is the mean of, (N,) in nats."""
     block_size = model.config.block_size
 
-    def mean_loss(batch_size: int) -> float:
-        total, count = 0.0, 0
+    def read(batch_size: int) -> Tensor:
+        losses = []
         for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
             with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
                 logits = model(inputs).float()  # (B, T, V)
-            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-            total += losses.item()
-            count += targets.numel()
-        return total / count
+            flat = logits.flatten(0, 1), targets.flatten()
+            losses.append(F.cross_entropy(*flat, reduction="none"))  # (B * T,)
+        return torch.cat(losses)
 
     model.eval()
-    loss, _ = halve_until_it_fits(mean_loss, max(1, EVALUATION_BATCH // block_size))
+    losses, _ = halve_until_it_fits(read, max(1, EVALUATION_BATCH // block_size))
     model.train()
-    if loss is None:
+    if losses is None:
         raise DoesNotFitError(
             f"memory does not suffice to evaluate one window of {block_size} characters"
         )
-    return loss
+    return losses

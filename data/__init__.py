@@ -1,7 +1,14 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
 from data.baselines import COUNTED_CHARACTERS, baselines, bytes_per_character
-from data.batches import draw_batch, fit_block_size, predicted_places, read_in_order, step_seed
+from data.batches import (
+    draw_batch,
+    evenly_spaced,
+    fit_block_size,
+    predicted_places,
+    read_in_order,
+    step_seed,
+)
 from data.catalogue import CATALOGUE
 from data.files import STANDARD_INPUT, read_file
 from data.survey import coverage, survey
@@ -19,6 +26,7 @@ __all__ = [
     "bytes_per_character",
     "coverage",
     "draw_batch",
+    "evenly_spaced",
     "fit_block_size",
     "predicted_places",
     "read_file",

@@ -9,6 +9,8 @@ from torch import Tensor
 # One character is predicted from another in the validation part, and windows of half the length
 # of the training part shall still be of some use.
 FEWEST_TO_TRAIN, FEWEST_TO_VALIDATE = 18, 2
+# What stretches that are read of a long text have in characters; a multiple of common contexts.
+STRETCH = 4096
 # (sqrt(5) - 1) / 2 in units of 2^-64: of all steps, multiples of this one stay farthest apart.
 GOLDEN_SECTION = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,6 +85,17 @@ def predicted_places(length: int, block_size: int, max_characters: int) -> Tenso
         return torch.arange(1, length)
     starts = _window_starts(length, block_size, max_characters)
     return (starts[:, None] + torch.arange(1, block_size + 1)).flatten()
+
+
+def evenly_spaced(ids: Tensor, max_characters: int) -> Tensor:
+    """Return a text as it is, or about `max_characters` of it: stretches from all over it.
+
+    Models that look back differently far read the same characters of it.
+    """
+    if not _is_shortened(len(ids), STRETCH, max_characters):
+        return ids
+    starts = _window_starts(len(ids), STRETCH, max_characters)
+    return ids[starts[:, None] + torch.arange(STRETCH)].flatten()
 
 
 def _is_shortened(length: int, block_size: int, max_characters: int | None) -> bool:

@@ -13,9 +13,21 @@ MAY_USE = {
     "config": set(),
     "optimizer": set(),
     "checkpoint": {"optimizer", "model", "data", "config"},
+    "report": set(),
     "training": {"model", "data", "config", "optimizer"},
     "run": {"training", "checkpoint", "model", "data", "config", "optimizer"},
-    "train": {"run", "training", "checkpoint", "model", "data", "config", "optimizer"},
+    "measurement": {"run", "training", "checkpoint", "report", "model", "data", "config"},
+    "train": {"run", "training", "report", "checkpoint", "model", "data", "config", "optimizer"},
+    "compare": {
+        "measurement",
+        "run",
+        "training",
+        "checkpoint",
+        "report",
+        "model",
+        "data",
+        "config",
+    },
     "sample": {"checkpoint", "model", "data", "config"},
 }
 # The network is torch and nothing else: no text, no files, no printing.

@@ -1,0 +1,427 @@
+"""Compare model sizes: python compare.py book.txt --presets tiny mini small --minutes 2"""
+
+import contextlib
+import datetime
+import itertools
+import math
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tqdm import tqdm
+
+from checkpoint import BEST, LAST, OUT, find_run, lock_run, read_log, try_lock, write_whole
+from config import (
+    PRESETS,
+    SettingsParser,
+    StopRequest,
+    Values,
+    bad_input_exits,
+    build,
+    choose_device,
+    load_preset,
+    ran_out_of_memory,
+    run_script,
+)
+from data import (
+    COUNTED_CHARACTERS,
+    STANDARD_INPUT,
+    Text,
+    Vocabulary,
+    baselines,
+    fit_block_size,
+    predicted_places,
+    read_text,
+)
+from measurement import Measured, Parts, explain_errors, load_last, measure, summarize
+from model import GPTConfig
+from report import PLOTTING, Row, as_csv, as_page, as_table
+from run import CHANGEABLE, describe_text
+from run import SECTIONS as RUN_SECTIONS
+from training import EVALUATED_CHARACTERS
+
+TRAIN = Path(__file__).with_name("train.py")
+# The file in a run's folder with what train.py said.
+SAID = "train.txt"
+MINUTES = 1.0
+# How often it is looked how far a run is.
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What each run is given instead of --minutes, and how many runs a preset has."""
+
+    chars: Annotated[float | None, "train on so many characters instead of --minutes"] = None
+    flops: Annotated[float | None, "train for so many floating-point operations instead"] = None
+    seeds: Annotated[int, "runs of each preset, with --seed and those that follow it"] = 1
+
+    def __post_init__(self):
+        for name in ("chars", "flops"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise ValueError(f"{name} is {value:g}; it must be at least 1")
+        if not 1 <= self.seeds <= 100:
+            raise ValueError(f"seeds is {self.seeds}; it must be from 1 to 100")
+
+
+SECTIONS = RUN_SECTIONS | {"budget": BudgetConfig}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is to be there before it is measured."""
+
+    name: str
+    folder: Path
+    # What train.py is called with, and what besides to begin; nothing if it is measured only.
+    words: tuple[str, ...] = ()
+    words_to_begin: tuple[str, ...] = ()
+    # How long it takes, in one of two ways.
+    seconds: float | None = None
+    max_steps: int | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare as the command line says, and return the exit code."""
+    with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(bad_input_exits("compare.py"))
+        arguments, flags = command_line().parse(argv)
+        refuse_contradictions(arguments.texts, flags)
+        _, _, text_config, train_config, _ = build(SECTIONS, flags)
+        device, _ = choose_device(train_config.device)
+        text = read_text(arguments.texts, text_config)
+        describe_text(text)
+        vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
+        folder = Path(arguments.out or OUT / f"compare-{text.name}")
+        jobs: list[Job] = []
+        for preset in arguments.presets:
+            if preset in PRESETS or preset.endswith(".toml"):
+                jobs += plan(preset, folder, arguments.texts, text, vocabulary, flags)
+            else:
+                jobs.append(finished_run(preset, text, vocabulary, {"text": text_config}))
+        refuse_doubles(jobs)
+        folder.mkdir(parents=True, exist_ok=True)
+        until_the_end.enter_context(lock_run(folder))
+        if minutes := sum(job.seconds or 0 for job in jobs) / 60:
+            print(f"plan     {len(jobs)} runs in {minutes:g} minutes, and the time to measure them")
+        failures: dict[Job, str] = {}
+        measured: list[Measured] = []
+        bar_format = "{desc}|{bar}| {percentage:.0f}% {elapsed}"
+        bar = until_the_end.enter_context(
+            tqdm(total=len(jobs), disable=None, bar_format=bar_format)
+        )
+        stop = until_the_end.enter_context(StopRequest())
+        for i, job in enumerate(jobs):
+            if job.words_to_begin and (reason := train(job, i, bar, stop)):
+                failures[job] = reason
+                tqdm.write(f"{job.folder.name} failed: {reason}")
+            if stop.made:
+                print("stopped; the same command goes on from here", file=sys.stderr)
+                return stop.exit_code
+        done = [job for job in jobs if job not in failures]
+        parts = Parts.of(text, vocabulary, device, longest_context(done))
+        for job in done:
+            bar.set_description(f"measuring {job.folder.name} ")
+            try:
+                measured.append(measure(job.name, job.folder, parts, device))
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                failures[job] = "there is not enough memory to measure it"
+            if stop.made:
+                print("stopped; the same command measures again", file=sys.stderr)
+                return stop.exit_code
+        bar.close()
+        if not measured:
+            print("compare.py: no run has come to its end", file=sys.stderr)
+            return 1
+        facts = reproduction(sys.argv[1:] if argv is None else argv, text, device, jobs)
+        show(folder, text.name, jobs, failures, measured, parts, vocabulary, facts)
+    return 0
+
+
+def command_line() -> SettingsParser:
+    """Return the parser of what can be said on the command line."""
+    about = (
+        "Train presets on the same text under the same budget (a minute of training each, unless "
+        "--minutes, --chars or --flops says otherwise), and compare them. All other settings are "
+        "those of train.py and change every preset."
+    )
+    parser = SettingsParser("compare.py", "TEXT ...", about, SECTIONS)
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="text files and folders, as for train.py"
+    )
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        metavar="PRESET",
+        required=True,
+        help="tiny, mini, small, medium, base, paths of .toml files, or run folders on the same "
+        "text, which are only measured",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="folder for runs and page (default: out/compare-<text>)"
+    )
+    return parser
+
+
+def refuse_contradictions(texts: Sequence[str], flags: Values) -> None:
+    """Raise ValueError for what cannot be meant."""
+    given = [*flags["train"], *flags["budget"]]
+    budgets = [name for name in ("minutes", "chars", "flops") if name in given]
+    if len(budgets) > 1:
+        raise ValueError(f"--{' and --'.join(budgets)} all say how long to train; give one")
+    for name in ("max_steps", "patience"):
+        if name in given:
+            raise ValueError(
+                f"--{name} would give presets different budgets; say --minutes, --chars or --flops"
+            )
+    if STANDARD_INPUT in texts:
+        raise ValueError("the text is read once for each run, so it must be a file, not -")
+
+
+def plan(
+    preset: str,
+    folder: Path,
+    texts: Sequence[str],
+    text: Text,
+    vocabulary: Vocabulary,
+    flags: Values,
+) -> list[Job]:
+    """Return the runs of a preset, one for each seed.
+
+    Raises ValueError if one of them is there already, but with other settings.
+    """
+    values = load_preset(preset, RUN_SECTIONS)
+    model_config, optimizer_config, text_config, config, budget = build(SECTIONS, values, flags)
+    if config.patience is not None:
+        raise ValueError(f"{preset} sets patience, with which it may end before its budget does")
+    n_validation = text.n_characters - text.n_training
+    block_size = fit_block_size(text.n_training, n_validation, model_config.block_size)
+    model_config = replace(model_config, block_size=block_size)
+    words = tuple(texts) + tuple(
+        f"--{key}={value}"
+        for section in RUN_SECTIONS
+        for key, value in flags[section].items()
+        if key not in ("seed", "minutes")
+    )
+    to_begin, seconds, max_steps = [f"--preset={preset}"], None, None
+    if budget.chars is None and budget.flops is None:
+        minutes = flags["train"].get("minutes", MINUTES)
+        seconds, length = 60 * minutes, f"{minutes:.15g}min"
+        to_begin.append(f"--minutes={minutes}")
+    else:
+        if budget.flops is None:
+            characters, length = budget.chars, f"{budget.chars:.15g}chars"
+        else:
+            characters = budget.flops / flops_per_character(model_config, len(vocabulary))
+            length = f"{budget.flops:.15g}flops"
+        max_steps = math.ceil(characters / (config.batch_size * block_size))
+        to_begin.append(f"--max_steps={max_steps}")
+        if config.eval_interval is None:
+            # As rare as train.py would have them, but by arithmetic instead of by the clock:
+            # evaluations, which need a third of a step's, are at most a tenth of the work.
+            evaluated = min(n_validation, EVALUATED_CHARACTERS)
+            evaluations = min(max(0.3 * characters / evaluated, 1), 10)
+            to_begin.append(f"--eval_interval={math.ceil(max_steps / evaluations)}")
+    jobs = []
+    for seed in range(config.seed, config.seed + budget.seeds):
+        run = folder / f"{Path(preset).stem}-{length}-seed{seed}"
+        settings = {
+            "model": model_config,
+            "optimizer": optimizer_config,
+            "text": text_config,
+            "train": replace(config, seed=seed),
+        }
+        begin = (*to_begin, f"--seed={seed}", f"--out={run}")
+        jobs.append(Job(Path(preset).stem, run, words, begin, seconds, max_steps))
+        if (run / LAST).exists():
+            check_run(run, text, vocabulary, settings)
+    return jobs
+
+
+def finished_run(path: str, text: Text, vocabulary: Vocabulary, settings: dict[str, Any]) -> Job:
+    """Return the run in a folder, which is to be measured as it is."""
+    if path == "auto":
+        raise ValueError(f"auto stands for one of the presets; name some of {', '.join(PRESETS)}")
+    if not Path(path).exists() and len(Path(path).parts) == 1:
+        load_preset(path, RUN_SECTIONS)  # it says which there are
+    run = find_run(path)
+    if not (run / BEST).is_file():
+        raise ValueError(f"{path} is not the folder of a run that has been evaluated")
+    check_run(run, text, vocabulary, settings)
+    return Job(run.resolve().name, run)
+
+
+def check_run(run: Path, text: Text, vocabulary: Vocabulary, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run was trained on another text, or with other settings than these."""
+    saved = load_last(run)
+    known = saved.settings | {"model": asdict(saved.model.config)}
+    for section, config in settings.items():
+        for key, value in asdict(config).items():
+            before = known[section].get(key, value)
+            if key not in CHANGEABLE and before != value:
+                raise ValueError(
+                    f"{run} was trained with {key} {before}, not {value}; say --{key} {before}, or "
+                    "name another folder with --out"
+                )
+    if saved.text["sha256"] != text.sha256 or saved.vocabulary.characters != vocabulary.characters:
+        raise ValueError(
+            f"{run} was trained on another text than {text.name}, or that has changed since, so "
+            "it cannot be compared on it"
+        )
+
+
+def refuse_doubles(jobs: Sequence[Job]) -> None:
+    """Raise ValueError if two presets would have the same name."""
+    names = [name for name, _ in itertools.groupby(jobs, key=lambda job: job.name)]
+    folders = [job.folder.resolve() for job in jobs]
+    for name in names:
+        if names.count(name) > 1 or len(set(folders)) < len(folders):
+            raise ValueError(f"two presets are called {name}; each must have a name of its own")
+
+
+def flops_per_character(config: GPTConfig, vocab_size: int) -> float:
+    """Return the floating-point operations of training on one character.
+
+    Those of the matrix products: 6 for each weight, 12 n_layer n_embd block_size in attention
+    ("PaLM: Scaling Language Modeling with Pathways", Chowdhery et al., 2022, appendix B).
+    """
+    weights = config.n_layer * 12 * config.n_embd**2 + config.n_embd * vocab_size
+    return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
+
+
+def train(job: Job, before: int, bar: tqdm, stop: StopRequest) -> str | None:
+    """Let train.py make a run, or go on with it, and return why it failed, if it did.
+
+    It runs in a process of its own, so that whatever happens to it, the others go on. So many
+    runs are finished `before` it.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / SAID).open("ab") as file:
+        # Locked by whoever writes there: if a comparison is killed, its last run may go on alone.
+        bar.set_description(f"{job.folder.name}: waiting for another process ")
+        while not try_lock(file.fileno()):
+            time.sleep(LOOK_SECONDS)
+            if stop.made:
+                return None
+        bar.set_description(f"{job.folder.name} ")
+        words, share_before = [*job.words, *job.words_to_begin], 0.0
+        if (job.folder / LAST).exists():
+            last = load_last(job.folder)
+            share_before = last.progress.step / last.settings["train"]["max_steps"]
+            words = [*job.words, f"--resume={job.folder}"]
+        if share_before >= 1:
+            return None
+        begins_at, began = file.tell(), time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *words], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.poll() is None:
+                if stop.made:
+                    process.terminate()
+                    process.wait()
+                time.sleep(LOOK_SECONDS)
+                log = read_log(job.folder)
+                if job.seconds is not None:
+                    share = share_before + (time.perf_counter() - began) / job.seconds
+                else:
+                    share = log[-1]["step"] / job.max_steps if log else 0.0
+                if log:
+                    nats = log[-1]["validation_loss"]
+                    bar.set_description(f"{job.folder.name}: {nats:.3f} nats ", refresh=False)
+                bar.n = before + min(share, 1.0)
+                bar.refresh()
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode == 0:
+        log = read_log(job.folder)
+        nats = min(line["validation_loss"] for line in log)
+        tqdm.write(f"{job.folder.name}: {nats:.3f} nats after {log[-1]['seconds']:.0f} s")
+    if process.returncode == 0 or stop.made:
+        return None
+    said = (job.folder / SAID).read_bytes()[begins_at:].decode(errors="replace")
+    reasons = re.findall("^train.py: (.*)", said, re.MULTILINE)
+    if reasons:
+        return reasons[-1]
+    if process.returncode in (-9, 137):
+        return "it was killed, probably because memory ran out"
+    return f"it ended with exit code {process.returncode}; see {job.folder / SAID}"
+
+
+def longest_context(jobs: Sequence[Job]) -> int:
+    """Return how far the models of some runs look back at most."""
+    return max((load_last(job.folder).model.config.block_size for job in jobs), default=1)
+
+
+def show(
+    folder: Path,
+    name: str,
+    jobs: Sequence[Job],
+    failures: Mapping[Job, str],
+    measured: Sequence[Measured],
+    parts: Parts,
+    vocabulary: Vocabulary,
+    facts: Mapping[str, str],
+) -> None:
+    """Print the table, and write it and the page into a folder."""
+    known = {row.name: row for row in summarize(measured, parts.longest)}
+    reasons = {job.name: reason for job, reason in failures.items()}
+    names = dict.fromkeys(job.name for job in jobs)
+    rows = [known.get(name) or Row(name, failure=reasons[name]) for name in names]
+    simple = simpler_models(parts, vocabulary)
+    errors = explain_errors(rows, parts)
+    print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(errors) + "\n")
+    passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
+    page = as_page(f"Model sizes compared on {name}", rows, simple, passage, errors, facts)
+    write_whole(folder / "comparison.csv", as_csv(rows, simple).encode())
+    write_whole(folder / "report.html", page.encode())
+    if not PLOTTING:
+        print("note     pictures on the page need one more package: pip install matplotlib")
+    (best,) = (row.name for row in rows if row.best)
+    run = next(job.folder for job in jobs if job.name == best)
+    print(
+        f"page:            {folder / 'report.html'}\n"
+        f"numbers:         {folder / 'comparison.csv'}\n"
+        f"write with it:   python sample.py {shlex.quote(run.as_posix())}"
+    )
+
+
+def simpler_models(parts: Parts, vocabulary: Vocabulary) -> dict[str, float]:
+    """Return what models that only count make of the validation part, in bits per character."""
+    validation_ids = parts.validation_ids.cpu().numpy()
+    targets = predicted_places(len(validation_ids), 1, len(validation_ids)).numpy()
+    training_ids = parts.training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
+    return baselines(training_ids, validation_ids, targets, vocabulary.characters)
+
+
+def reproduction(
+    words: Sequence[str], text: Text, device: torch.device, jobs: Sequence[Job]
+) -> dict[str, str]:
+    """Return what someone needs to know who wants the same numbers."""
+    return {
+        "command": f"python compare.py {shlex.join(words)}",
+        "text": f"{text.name}: {text.n_characters:,} characters, {len(text.counts):,} different, "
+        f"the last {text.n_characters - text.n_training:,} of them to validate on; "
+        f"SHA-256 {text.sha256}",
+        "runs": ", ".join(job.folder.as_posix() for job in jobs),
+        "machine": f"{device}, {platform.system()} on {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,199 @@
+"""Comparisons train what is missing, go on where they stopped, and say what cannot be compared."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compare
+import sample
+from checkpoint import LAST, load_checkpoint, read_log
+from compare import SAID
+from model import GPTConfig
+
+NARROW = ["--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
+TWO = ["book.txt", "--chars", "4000", *NARROW, "--presets", "tiny", "deep.toml"]
+THREE = [*TWO, "wild.toml"]
+# What a clock decides differs from one comparison to the next.
+TIMED = {"characters_per_second", "written_per_second"}
+
+
+def table(folder: str = "out/compare-book") -> list[dict]:
+    with Path(folder, "comparison.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def write_presets() -> None:
+    Path("deep.toml").write_text("[model]\nn_layer = 2\nblock_size = 16\n")
+    Path("wild.toml").write_text("[optimizer]\nmuon_learning_rate = 1e30\nlearning_rate = 1e30\n")
+
+
+@pytest.fixture(scope="module")
+def _compared_once(story, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("book.txt").write_text(story, encoding="utf-8")
+        write_presets()
+        assert compare.main(THREE) == 0
+    return folder
+
+
+@pytest.fixture
+def compared(book, _compared_once) -> Path:
+    """The folder of a comparison of three presets, one of which cannot learn."""
+    write_presets()
+    shutil.copytree(_compared_once / "out", "out")
+    return Path("out/compare-book")
+
+
+def test_comparison(compared, capsys):
+    rows = {row["preset"]: row for row in table()}
+    simple = {"uniform", "unigram", "bigram", "trigram", "xz"}
+    assert set(rows) == {"tiny", "deep", "wild"} | simple
+    assert "best" in {rows["tiny"]["verdict"], rows["deep"]["verdict"]}
+    assert rows["wild"]["verdict"] == "failed"
+    assert "is not a number any more" in rows["wild"]["failure"]
+    for name, context in [("tiny", 8), ("deep", 16)]:
+        run = compared / f"{name}-4000chars-seed1"
+        log, last = read_log(run), load_checkpoint(run / LAST)
+        assert last.progress.step == -(-4000 // (4 * context))
+        assert float(rows[name]["loss"]) == last.progress.best_loss
+        assert int(rows[name]["characters"]) == last.progress.step * 4 * context
+        assert int(rows[name]["context"]) == context
+        assert len(log) >= 2
+        assert "plan     " in (run / "train.txt").read_text(encoding="utf-8")
+        # They are runs like any other.
+        assert sample.main([str(run), "--length", "20", "--seed", "1"]) == 0
+    page = (compared / "report.html").read_text(encoding="utf-8")
+    assert "python compare.py book.txt --chars 4000 --n_embd 16" in page
+    assert not list(compared.rglob("*.tmp"))
+
+
+def test_what_is_trained_is_not_trained_again(compared, capsys):
+    before = table()
+    files = {path: path.stat().st_mtime_ns for path in compared.rglob("*.safetensors")}
+    (compared / "comparison.csv").unlink()
+    assert compare.main(THREE) == 0
+    assert table() == before
+    assert {path: path.stat().st_mtime_ns for path in compared.rglob("*.safetensors")} == files
+    printed = capsys.readouterr().out
+    assert "| tiny " in printed
+    assert "wild-4000chars-seed1 failed: at step" in printed
+
+
+def test_comparison_that_is_stopped_and_killed_comes_to_the_same_table(compared):
+    complete = [row for row in table() if row["preset"] != "wild"]
+    (compared / "comparison.csv").unlink()
+    run = compared / "deep-4000chars-seed1"
+    shutil.rmtree(run)
+    # Stopped when a run has just begun, killed when it goes on.
+    for number, sign in [(signal.SIGTERM, "step 0 of"), (signal.SIGKILL, "resumed")]:
+        words = [sys.executable, compare.__file__, *TWO]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while not (run / SAID).exists() or sign not in (run / SAID).read_text():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, said = process.communicate()
+        if number == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM
+            assert "stopped; the same command goes on from here" in said.decode()
+        assert not (compared / "comparison.csv").exists()
+    # Nobody has told the run that its comparison was killed: it still goes on, and is waited for.
+    assert compare.main(TWO) == 0
+    assert table() == complete
+
+
+def test_finished_runs_are_measured_only(compared, trained_beside, capsys):
+    run = "out/compare-book/tiny-4000chars-seed1"
+    before = (Path(run) / LAST).read_bytes()
+    assert compare.main(["book.txt", "--presets", run, trained_beside, "--out", "out/two"]) == 0
+    names = [row["preset"] for row in table("out/two")][:2]
+    assert names == ["tiny-4000chars-seed1", "trained"]
+    assert (Path(run) / LAST).read_bytes() == before
+    # The same run has the same loss in whatever company.
+    (alone,) = (row["loss"] for row in table() if row["preset"] == "tiny")
+    assert table("out/two")[0]["loss"] == alone
+    assert sorted(path.name for path in Path("out/two").iterdir()) == [
+        "comparison.csv",
+        "report.html",
+    ]
+
+
+@pytest.fixture
+def trained_beside(_trained_once) -> str:
+    shutil.copytree(_trained_once / "out/trained", "out/trained")
+    return "out/trained"
+
+
+def test_seeds(compared, capsys):
+    words = ["book.txt", "--presets", "tiny", "--chars", "4000", "--seeds", "2"]
+    assert compare.main([*words, *NARROW]) == 0
+    runs = [compared / f"tiny-4000chars-seed{seed}" for seed in (1, 2)]
+    first, second = (load_checkpoint(run / LAST).progress.best_loss for run in runs)
+    assert first != second
+    (row,) = (row for row in table() if row["preset"] == "tiny")
+    assert row["seeds"] == "2"
+    assert float(row["loss"]) == pytest.approx((first + second) / 2, rel=1e-6)
+    assert "| tiny, 2 seeds |" in capsys.readouterr().out
+
+
+def test_flops_are_those_of_the_matrix_products():
+    config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=4)
+    # Forward, each of T characters: Q, K, V and projection 4 C C, up and down 8 C C, scores and
+    # their products with V 2 T C, head V C; each a multiplication and an addition. Backward twice.
+    C, T, V = 4, 8, 10
+    forward = 2 * (2 * (4 * C * C + 8 * C * C + 2 * T * C) + V * C)
+    assert compare.flops_per_character(config, V) == 3 * forward
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--presets", "tiny", "--minutes", "1", "--chars", "5"], "--minutes and --chars all say"),
+        (["--presets", "tiny", "--max_steps", "5"], "--max_steps would give presets different"),
+        (["--presets", "tiny", "--patience", "5"], "--patience would give presets different"),
+        (["--presets", "smal"], "no preset 'smal' (did you mean small?)"),
+        (["--presets", "auto"], "auto stands for one of the presets; name some of tiny"),
+        (["--presets", "tiny", "tiny"], "two presets are called tiny"),
+        (["--presets", "missing.toml"], "there is no preset file missing.toml"),
+        (["--presets", "out/missing"], "there is no run 'out/missing'"),
+        (["--presets", "out/other"], "out/other was trained on another text than book"),
+        (["--presets", "out/trained", "--val_fraction", "0.2"], "was trained with val_fraction"),
+        (["--presets", "patient.toml"], "patient.toml sets patience"),
+        (["--presets", "tiny", "--chars", "0"], "chars is 0; it must be at least 1"),
+        (["--presets", "tiny", "--flops", "-3"], "flops is -3; it must be at least 1"),
+        (["--presets", "tiny", "--seeds", "0"], "seeds is 0; it must be from 1 to 100"),
+        (["--presets", "tiny", "--n_layer", "0"], "n_layer is 0; it must be at least 1"),
+        (["--presets"], "argument --presets: expected at least one argument"),
+        ([], "the following arguments are required: --presets"),
+        (["missing.txt", "--presets", "tiny"], "there is no file or folder 'missing.txt'"),
+        (["-", "--presets", "tiny"], "so it must be a file, not -"),
+    ],
+)
+def test_bad_input_gets_a_sentence(book, trained_beside, story, capsys, words, says):
+    Path("patient.toml").write_text("[train]\npatience = 3\n")
+    if "out/other" in words:
+        shutil.move("out/trained", "out/other")
+        Path("book.txt").write_text(story + "And so on.\n", encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    with pytest.raises(SystemExit) as error:
+        compare.main(words if words[:1] in (["-"], ["missing.txt"]) else ["book.txt", *words])
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.startswith("compare.py: ")
+    assert said.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+def test_other_settings_are_refused(compared, capsys):
+    with pytest.raises(SystemExit) as error:
+        compare.main([*THREE, "--n_layer", "1"])
+    assert error.value.code == 2
+    assert "tiny-4000chars-seed1 was trained with n_layer 3, not 1" in capsys.readouterr().err

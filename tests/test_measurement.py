@@ -1,0 +1,131 @@
+"""Errors hold what they say they hold, and differences are judged by them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from measurement import Measured, Parts, measure, standard_error, student, summarize, surprise
+from model import GPT, GPTConfig
+from report import Row
+
+DRAW = torch.Generator().manual_seed(1)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=DRAW, dtype=torch.float64)
+
+
+def test_standard_error_of_independent_values():
+    errors = [standard_error(3 * noise(6400)) for _ in range(100)]
+    # The mean of 100 estimates, each of which varies by 1 / sqrt(2 * 63), varies by 1 %.
+    assert sum(errors) / 100 == pytest.approx(3 / math.sqrt(6400), rel=0.04)
+
+
+def test_standard_error_knows_that_neighbours_are_alike():
+    # In stretches of five characters all cost the same, so a text is worth a fifth of its length.
+    errors = [standard_error(noise(2000).repeat_interleave(5)) for _ in range(100)]
+    assert sum(errors) / 100 == pytest.approx(1 / math.sqrt(2000), rel=0.05)
+    assert standard_error(noise(10_000)) == pytest.approx(0.01, rel=0.4)
+
+
+def test_of_too_few_values_nothing_is_known():
+    assert standard_error(noise(99)) == math.inf
+    assert math.isfinite(standard_error(noise(100)))
+
+
+def test_student():
+    # From the tables of Student's t for 95 %, both sides.
+    known = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 14: 2.145, 20: 2.086, 60: 2.000}
+    assert {n: student(n) for n in known} == pytest.approx(known, abs=0.01)
+    assert student(0) == math.inf
+
+
+def runs(name: str, loss: float, seeds: int, spread: float) -> list[Measured]:
+    """Make up runs whose losses vary over the text, and over seeds, by known amounts."""
+    means = loss + spread * noise(seeds)
+    return [Measured(name, Row(name, seeds=1, runs=[[]]), mean + noise(6400)) for mean in means]
+
+
+def test_presets_that_differ_in_seeds_only_are_not_distinguished():
+    wrong = 0
+    for _ in range(200):
+        rows = summarize(runs("a", 1.5, 3, 0.05) + runs("b", 1.5, 3, 0.05), longest=1)
+        wrong += any(row.verdict == "" for row in rows)
+    # 10 are expected; more than 18 or less than 3 would be chance once in a hundred times.
+    assert 3 <= wrong <= 18
+
+
+def test_presets_that_differ_are_distinguished():
+    for _ in range(50):
+        rows = summarize(runs("a", 1.5, 3, 0.02) + runs("b", 1.7, 3, 0.02), longest=1)
+        assert [row.verdict for row in rows] == ["best", ""]
+        assert rows[1].behind == pytest.approx(0.2, abs=0.08)
+        assert rows[0].loss == pytest.approx(1.5, abs=0.06)
+
+
+def test_differences_are_judged_on_the_same_characters():
+    # The text varies a hundred times as much as the models differ, but it is the same text.
+    text = noise(6400)
+    made = {"a": text, "b": text + 0.01 + 0.001 * noise(6400)}
+    rows = summarize([Measured(n, Row(n, runs=[[]]), x) for n, x in made.items()], longest=1)
+    assert [row.verdict for row in rows] == ["best", ""]
+    assert rows[1].behind < rows[1].error
+
+
+def test_where_one_could_not_look_back_far_enough_nothing_is_compared():
+    # Up to the place that has `longest` characters before it, everything differs.
+    losses = torch.zeros(6400, dtype=torch.float64)
+    other = losses.clone()
+    other[:127] = 100
+    made = [Measured("a", Row("a", runs=[[]]), losses), Measured("b", Row("b", runs=[[]]), other)]
+    assert [row.behind for row in summarize(made, longest=128)] == [0, 0]
+    assert summarize(made, longest=127)[1].behind > 0
+
+
+def test_with_too_short_a_text_nothing_is_distinguished():
+    made = {"a": torch.zeros(80), "b": torch.ones(80)}
+    rows = summarize([Measured(n, Row(n, runs=[[]]), x) for n, x in made.items()], longest=1)
+    assert [row.verdict for row in rows] == ["best", "not distinguishable"]
+
+
+def test_surprise_is_that_of_all_the_context_there_is():
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(block_size=4, n_layer=1, n_head=2, n_embd=8), vocab_size=5)
+    ids = torch.tensor([0, 3, 1, 4, 2, 2, 0, 1], dtype=torch.uint8)
+    bits = surprise(model, ids, slice(2, 7))
+    for place, cost in zip(range(2, 7), bits, strict=True):
+        context = ids[max(0, place - 4) : place].long()
+        logits = model(context[None])[0, -1].detach()
+        assert cost == pytest.approx(
+            -math.log2(F.softmax(logits, dim=0)[int(ids[place])]), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(("length", "longest", "passage"), [(50, 8, (1, 50)), (600, 64, (64, 464))])
+def test_passage(length, longest, passage):
+    ids = torch.zeros(length, dtype=torch.uint8)
+    where = Parts(ids, ids, longest).passage
+    assert (where.start, where.stop) == passage
+
+
+def test_what_is_measured_is_what_the_run_has_found(trained, story):
+    from pathlib import Path
+
+    from checkpoint import read_log
+    from data import TextConfig, Vocabulary, read_text
+
+    text = read_text(["book.txt"], TextConfig())
+    vocabulary = Vocabulary.of_counts(text.counts, 1)
+    parts = Parts.of(text, vocabulary, torch.device("cpu"), 8)
+    run = measure("trained", Path(trained), parts, torch.device("cpu"))
+    log = read_log(Path(trained))
+    assert run.losses.mean().item() == min(line["validation_loss"] for line in log)
+    assert len(run.losses) == len(story) - text.n_training - 1
+    assert run.row.characters == 20 * 4 * 8
+    assert run.row.context == 8
+    assert [point.loss for point in run.row.runs[0]] == [line["validation_loss"] for line in log]
+    assert (run.row.runs[0][0].share, run.row.runs[0][-1].share) == (0, 1)
+    assert run.row.written_per_second > 0
+    assert len(run.row.surprise) == 400
