@@ -43,7 +43,7 @@ from data import (
 )
 from measurement import Measured, Parts, explain_errors, load_last, measure, summarize
 from model import GPTConfig
-from report import PLOTTING, Row, as_csv, as_page, as_table
+from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
 from run import CHANGEABLE, describe_text
 from run import SECTIONS as RUN_SECTIONS
 from training import EVALUATED_CHARACTERS
@@ -387,8 +387,11 @@ def show(
     page = as_page(f"Model sizes compared on {name}", rows, simple, passage, errors, facts)
     write_whole(folder / "comparison.csv", as_csv(rows, simple).encode())
     write_whole(folder / "report.html", page.encode())
-    if not PLOTTING:
-        print("note     pictures on the page need one more package: pip install matplotlib")
+    if PLOTTING:
+        write_whole(folder / "losses.svg", comparison(list(known.values()), simple))
+        print(f"picture:         {folder / 'losses.svg'}")
+    else:
+        print("note: pictures of the losses take one more package: pip install matplotlib")
     (best,) = (row.name for row in rows if row.best)
     run = next(job.folder for job in jobs if job.name == best)
     print(

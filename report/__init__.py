@@ -1,7 +1,7 @@
 """What came out of training, for people: a table, pictures, and a page that shows both."""
 
 from report.page import as_page
-from report.plots import PLOTTING, curve
+from report.plots import PLOTTING, comparison, curve
 from report.table import Point, Row, as_csv, as_table
 
-__all__ = ["PLOTTING", "Point", "Row", "as_csv", "as_page", "as_table", "curve"]
+__all__ = ["PLOTTING", "Point", "Row", "as_csv", "as_page", "as_table", "comparison", "curve"]

@@ -4,7 +4,7 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from report.table import Row
@@ -47,22 +47,26 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set(xlabel="step", ylabel="loss, nats per character")
         axes.legend(loc="upper right")
 
-    picture = _svg(draw, transparent=False)
-    return b'<?xml version="1.0" encoding="utf-8"?>\n' + picture.encode()
+    return _file(draw)
+
+
+def comparison(rows: Sequence[Row], baselines: Mapping[str, float]) -> bytes:
+    """Return a picture (SVG) of the validation losses of several models as the seconds go by."""
+    return _file(_losses_by("seconds", rows, baselines))
 
 
 def loss_against_time(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
-    """Return a picture of validation losses as the seconds go by."""
-    return _losses(rows, baselines, "seconds", "seconds of training, evaluations included")
+    """Return a picture of validation losses as the seconds go by, for a page."""
+    return _element(_losses_by("seconds", rows, baselines))
 
 
 def loss_against_characters(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
-    """Return a picture of validation losses by how much has been read."""
-    return _losses(rows, baselines, "characters", "characters seen")
+    """Return a picture of validation losses by how much has been read, for a page."""
+    return _element(_losses_by("characters", rows, baselines))
 
 
 def loss_against_parameters(rows: Sequence[Row]) -> str:
-    """Return a picture of what each size has reached."""
+    """Return a picture of what each size has reached, for a page."""
 
     def draw(axes: Any) -> None:
         ordered = sorted(rows, key=lambda row: row.parameters)
@@ -84,10 +88,14 @@ def loss_against_parameters(rows: Sequence[Row]) -> str:
         axes.set(xlabel="parameters", ylabel="validation loss, nats per character")
         axes.legend(loc="best")
 
-    return _svg(draw)
+    return _element(draw)
 
 
-def _losses(rows: Sequence[Row], baselines: Mapping[str, float], key: str, label: str) -> str:
+def _losses_by(
+    key: str, rows: Sequence[Row], baselines: Mapping[str, float]
+) -> Callable[[Any], None]:
+    labels = {"seconds": "seconds, evaluations included", "characters": "characters seen"}
+
     def draw(axes: Any) -> None:
         for i, row in enumerate(rows):
             for seed, run in enumerate(row.runs):
@@ -113,10 +121,10 @@ def _losses(rows: Sequence[Row], baselines: Mapping[str, float], key: str, label
                     textcoords="offset points",
                     xytext=(0, 2),
                 )
-        axes.set(xlabel=label, ylabel="validation loss, nats per character")
+        axes.set(xlabel=labels[key], ylabel="validation loss, nats per character")
         axes.legend(loc="upper right")
 
-    return _svg(draw)
+    return draw
 
 
 def _logarithmic(axes: Any) -> None:
@@ -134,8 +142,13 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _svg(draw: Any, transparent: bool = True) -> str:
-    """Return an SVG element with what is drawn into axes, 4.8 x 3.6 inches."""
+def _file(draw: Callable[[Any], None]) -> bytes:
+    """Return an SVG file, on white, with what is drawn into axes."""
+    return b'<?xml version="1.0" encoding="utf-8"?>\n' + _element(draw, transparent=False).encode()
+
+
+def _element(draw: Callable[[Any], None], transparent: bool = True) -> str:
+    """Return an SVG element, 4.8 x 3.6 inches, with what is drawn into axes."""
     import matplotlib
     from matplotlib.figure import Figure
 

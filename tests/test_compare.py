@@ -121,6 +121,7 @@ def test_finished_runs_are_measured_only(compared, trained_beside, capsys):
     assert table("out/two")[0]["loss"] == alone
     assert sorted(path.name for path in Path("out/two").iterdir()) == [
         "comparison.csv",
+        "losses.svg",
         "report.html",
     ]
 

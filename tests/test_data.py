@@ -17,6 +17,7 @@ from data import (
     bytes_per_character,
     coverage,
     draw_batch,
+    evenly_spaced,
     fit_block_size,
     predicted_places,
     read_file,
@@ -26,6 +27,7 @@ from data import (
     survey,
 )
 from data.baselines import ngram_bits
+from data.batches import STRETCH
 
 
 def test_line_ends_and_byte_order_mark_are_normalised():
@@ -274,3 +276,23 @@ def test_xz_counts_what_it_adds_for_the_validation_part(story):
     added = len(lzma.compress(read.encode())) - len(lzma.compress(story[:5000].encode()))
     assert bits["xz"] == 8 * added / (len(story) - 5001)
     assert bytes_per_character(ids, vocabulary.characters) == len(story.encode()) / len(story)
+
+
+def test_evenly_spaced_stretches_of_a_long_text():
+    ids = torch.arange(1_000_000)
+    part = evenly_spaced(ids, 50_000)
+    stretches = part.view(-1, STRETCH)
+    assert len(stretches) == 50_000 // STRETCH
+    assert (stretches.diff(dim=1) == 1).all()
+    starts = stretches[:, 0]
+    assert starts[0] == 0
+    # A twelfth of the text lies between the beginnings of two, up to a stretch more or less.
+    assert (starts.diff() - 1_000_000 / len(stretches)).abs().max() <= STRETCH
+    # Every model reads all of it, whatever its context is.
+    assert len(predicted_places(len(part), 8, 50_000)) == len(part) - 1
+
+
+def test_evenly_spaced_is_all_of_a_short_text():
+    ids = torch.arange(50_001)
+    assert evenly_spaced(ids, 50_000) is ids
+    assert len(evenly_spaced(torch.arange(50_002), 50_000)) == 50_000 // STRETCH * STRETCH
