@@ -15,14 +15,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import BEST, LAST, OUT, find_run, lock_run, read_log, try_lock, write_whole
+from checkpoint import (
+    BEST,
+    LAST,
+    OUT,
+    Checkpoint,
+    find_run,
+    lock_run,
+    read_log,
+    try_lock,
+    write_whole,
+)
 from config import (
     PRESETS,
     SettingsParser,
     StopRequest,
+    Unfailing,
     Values,
     bad_input_exits,
     build,
@@ -33,15 +45,14 @@ from config import (
 )
 from data import (
     COUNTED_CHARACTERS,
-    STANDARD_INPUT,
     Text,
+    TextConfig,
     Vocabulary,
     baselines,
     fit_block_size,
-    predicted_places,
     read_text,
 )
-from measurement import Measured, Parts, explain_errors, load_last, measure, summarize
+from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
 from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
 from run import CHANGEABLE, describe_text
@@ -54,6 +65,10 @@ SAID = "train.txt"
 MINUTES = 1.0
 # How often it is looked how far a run is.
 LOOK_SECONDS = 0.2
+# What measuring a run is to the progress bar, in runs.
+MEASURING = 0.1
+BAR = "{desc}|{bar}| {percentage:.0f}% {elapsed}"
+OWN_ADVICE = "to compare anew, name another folder with --out"
 
 
 @dataclass(frozen=True)
@@ -82,9 +97,9 @@ class Job:
 
     name: str
     folder: Path
-    # What train.py is called with, and what besides to begin; nothing if it is measured only.
-    words: tuple[str, ...] = ()
+    # What train.py is called with to begin it and to go on with it; nothing if it is not trained.
     words_to_begin: tuple[str, ...] = ()
+    words_to_go_on: tuple[str, ...] = ()
     # How long it takes, in one of two ways.
     seconds: float | None = None
     max_steps: int | None = None
@@ -95,58 +110,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as until_the_end:
         until_the_end.enter_context(bad_input_exits("compare.py"))
         arguments, flags = command_line().parse(argv)
-        refuse_contradictions(arguments.texts, flags)
+        refuse_contradictions(flags)
         _, _, text_config, train_config, _ = build(SECTIONS, flags)
         device, _ = choose_device(train_config.device)
         text = read_text(arguments.texts, text_config)
+        if any(isinstance(file, bytes) for part in text.parts for file, _ in part.files):
+            raise ValueError("each run reads the text anew, so it must be a file, not a pipe")
         describe_text(text)
         vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
         folder = Path(arguments.out or OUT / f"compare-{text.name}")
-        jobs: list[Job] = []
+        jobs: dict[str, list[Job]] = {}
         for preset in arguments.presets:
             if preset in PRESETS or preset.endswith(".toml"):
-                jobs += plan(preset, folder, arguments.texts, text, vocabulary, flags)
+                planned = plan(preset, folder, arguments.texts, text, vocabulary, flags)
             else:
-                jobs.append(finished_run(preset, text, vocabulary, {"text": text_config}))
-        refuse_doubles(jobs)
+                planned = [given_run(preset, text, vocabulary, text_config)]
+            if jobs.setdefault(planned[0].name, planned) is not planned:
+                raise ValueError(f"two presets are called {planned[0].name}; rename one of them")
         folder.mkdir(parents=True, exist_ok=True)
         until_the_end.enter_context(lock_run(folder))
-        if minutes := sum(job.seconds or 0 for job in jobs) / 60:
-            print(f"plan     {len(jobs)} runs in {minutes:g} minutes, and the time to measure them")
+        # What is said may get lost; what is trained must not.
+        until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
+        until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
         failures: dict[Job, str] = {}
-        measured: list[Measured] = []
-        bar_format = "{desc}|{bar}| {percentage:.0f}% {elapsed}"
-        bar = until_the_end.enter_context(
-            tqdm(total=len(jobs), disable=None, bar_format=bar_format)
-        )
+        measured: dict[Job, Measured] = {}
+        all_jobs = list(itertools.chain(*jobs.values()))
+        announce(all_jobs)
+        bar = tqdm(total=len(all_jobs) * (1 + MEASURING), disable=None, bar_format=BAR)
+        until_the_end.enter_context(bar)
         stop = until_the_end.enter_context(StopRequest())
-        for i, job in enumerate(jobs):
-            if job.words_to_begin and (reason := train(job, i, bar, stop)):
+        for i, job in enumerate(all_jobs):
+            bar.n = i
+            if job.words_to_begin and (reason := train(job, bar, stop)):
                 failures[job] = reason
                 tqdm.write(f"{job.folder.name} failed: {reason}")
             if stop.made:
                 print("stopped; the same command goes on from here", file=sys.stderr)
                 return stop.exit_code
-        done = [job for job in jobs if job not in failures]
+        done = [job for job in all_jobs if job not in failures]
         parts = Parts.of(text, vocabulary, device, longest_context(done))
-        for job in done:
-            bar.set_description(f"measuring {job.folder.name} ")
+        for i, job in enumerate(done):
+            bar.n = len(all_jobs) + MEASURING * i
+            bar.set_description_str(f"measuring {job.folder.name} ")
             try:
-                measured.append(measure(job.name, job.folder, parts, device))
-            except (MemoryError, RuntimeError) as error:
-                if not ran_out_of_memory(error):
+                # While one was trained, its text may have changed.
+                check_run(job.folder, text, vocabulary, {}, OWN_ADVICE)
+                measured[job] = measure(job.name, job.folder, parts, device)
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
                     raise
-                failures[job] = "there is not enough memory to measure it"
+                failures[job] = f"it could not be measured: {error}"
             if stop.made:
                 print("stopped; the same command measures again", file=sys.stderr)
                 return stop.exit_code
         bar.close()
         if not measured:
-            print("compare.py: no run has come to its end", file=sys.stderr)
+            reasons = "; ".join(f"{job.folder.name}: {why}" for job, why in failures.items())
+            print(f"compare.py: no run has come to its end: {reasons}", file=sys.stderr)
             return 1
-        facts = reproduction(sys.argv[1:] if argv is None else argv, text, device, jobs)
-        show(folder, text.name, jobs, failures, measured, parts, vocabulary, facts)
+        facts = reproduction(sys.argv[1:] if argv is None else argv, text, device, all_jobs)
+        show(folder, text.name, failures, measured, list(jobs), parts, vocabulary, facts)
     return 0
+
+
+def announce(jobs: Sequence[Job]) -> None:
+    """Say what is going to be trained."""
+    new = [job for job in jobs if job.words_to_begin and not (job.folder / LAST).exists()]
+    minutes = sum(job.seconds or 0 for job in new) / 60
+    time_needed = f" for {minutes:g} minutes in all" if minutes else ""
+    begun = f"; {len(jobs) - len(new)} are there" if len(new) < len(jobs) else ""
+    print(f"plan     {len(new)} runs to train{time_needed}{begun}; then all are measured")
 
 
 def command_line() -> SettingsParser:
@@ -163,6 +196,7 @@ def command_line() -> SettingsParser:
     parser.add_argument(
         "--presets",
         nargs="+",
+        action="extend",
         metavar="PRESET",
         required=True,
         help="tiny, mini, small, medium, base, paths of .toml files, or run folders on the same "
@@ -174,7 +208,7 @@ def command_line() -> SettingsParser:
     return parser
 
 
-def refuse_contradictions(texts: Sequence[str], flags: Values) -> None:
+def refuse_contradictions(flags: Values) -> None:
     """Raise ValueError for what cannot be meant."""
     given = [*flags["train"], *flags["budget"]]
     budgets = [name for name in ("minutes", "chars", "flops") if name in given]
@@ -185,8 +219,6 @@ def refuse_contradictions(texts: Sequence[str], flags: Values) -> None:
             raise ValueError(
                 f"--{name} would give presets different budgets; say --minutes, --chars or --flops"
             )
-    if STANDARD_INPUT in texts:
-        raise ValueError("the text is read once for each run, so it must be a file, not -")
 
 
 def plan(
@@ -205,16 +237,19 @@ def plan(
     model_config, optimizer_config, text_config, config, budget = build(SECTIONS, values, flags)
     if config.patience is not None:
         raise ValueError(f"{preset} sets patience, with which it may end before its budget does")
+    if text_config != build(SECTIONS, flags)[2]:
+        raise ValueError(f"{preset} has a section [text], but all are compared on the same text")
     n_validation = text.n_characters - text.n_training
     block_size = fit_block_size(text.n_training, n_validation, model_config.block_size)
     model_config = replace(model_config, block_size=block_size)
-    words = tuple(texts) + tuple(
-        f"--{key}={value}"
+    given = {
+        key: f"--{key}={value}"
         for section in RUN_SECTIONS
         for key, value in flags[section].items()
         if key not in ("seed", "minutes")
-    )
-    to_begin, seconds, max_steps = [f"--preset={preset}"], None, None
+    }
+    to_go_on = (*texts, *(word for key, word in given.items() if key in CHANGEABLE))
+    to_begin, seconds, max_steps = [*texts, *given.values(), f"--preset={preset}"], None, None
     if budget.chars is None and budget.flops is None:
         minutes = flags["train"].get("minutes", MINUTES)
         seconds, length = 60 * minutes, f"{minutes:.15g}min"
@@ -243,51 +278,50 @@ def plan(
             "train": replace(config, seed=seed),
         }
         begin = (*to_begin, f"--seed={seed}", f"--out={run}")
-        jobs.append(Job(Path(preset).stem, run, words, begin, seconds, max_steps))
+        jobs.append(Job(Path(preset).stem, run, begin, to_go_on, seconds, max_steps))
         if (run / LAST).exists():
-            check_run(run, text, vocabulary, settings)
+            saved = check_run(run, text, vocabulary, settings, OWN_ADVICE)
+            steps = saved.settings["train"]["max_steps"]
+            if max_steps not in (None, steps):
+                raise ValueError(f"{run} has {steps:,} steps, not {max_steps:,}; {OWN_ADVICE}")
     return jobs
 
 
-def finished_run(path: str, text: Text, vocabulary: Vocabulary, settings: dict[str, Any]) -> Job:
+def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextConfig) -> Job:
     """Return the run in a folder, which is to be measured as it is."""
     if path == "auto":
         raise ValueError(f"auto stands for one of the presets; name some of {', '.join(PRESETS)}")
+    if Path(path).is_file():
+        raise ValueError(f"{path} is a file; texts come before --presets, and runs are folders")
     if not Path(path).exists() and len(Path(path).parts) == 1:
         load_preset(path, RUN_SECTIONS)  # it says which there are
     run = find_run(path)
     if not (run / BEST).is_file():
-        raise ValueError(f"{path} is not the folder of a run that has been evaluated")
-    check_run(run, text, vocabulary, settings)
+        raise ValueError(f"{path} holds a run that has not been evaluated yet")
+    advice = "only runs on the same text and split can be compared"
+    check_run(run, text, vocabulary, {"text": text_config}, advice)
     return Job(run.resolve().name, run)
 
 
-def check_run(run: Path, text: Text, vocabulary: Vocabulary, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if a run was trained on another text, or with other settings than these."""
+def check_run(
+    run: Path, text: Text, vocabulary: Vocabulary, settings: Mapping[str, Any], advice: str
+) -> Checkpoint:
+    """Return what a run has saved; ValueError if its text or settings are others than these."""
     saved = load_last(run)
+    if saved.text["sha256"] != text.sha256 or saved.vocabulary.characters != vocabulary.characters:
+        raise ValueError(
+            f"{run} was trained on another text than {text.name}, or that has changed since; "
+            f"{advice}"
+        )
     known = saved.settings | {"model": asdict(saved.model.config)}
+    if not RUN_SECTIONS.keys() <= known.keys():
+        raise ValueError(f"{run} does not say how it was trained; {advice}")
     for section, config in settings.items():
         for key, value in asdict(config).items():
             before = known[section].get(key, value)
             if key not in CHANGEABLE and before != value:
-                raise ValueError(
-                    f"{run} was trained with {key} {before}, not {value}; say --{key} {before}, or "
-                    "name another folder with --out"
-                )
-    if saved.text["sha256"] != text.sha256 or saved.vocabulary.characters != vocabulary.characters:
-        raise ValueError(
-            f"{run} was trained on another text than {text.name}, or that has changed since, so "
-            "it cannot be compared on it"
-        )
-
-
-def refuse_doubles(jobs: Sequence[Job]) -> None:
-    """Raise ValueError if two presets would have the same name."""
-    names = [name for name, _ in itertools.groupby(jobs, key=lambda job: job.name)]
-    folders = [job.folder.resolve() for job in jobs]
-    for name in names:
-        if names.count(name) > 1 or len(set(folders)) < len(folders):
-            raise ValueError(f"two presets are called {name}; each must have a name of its own")
+                raise ValueError(f"{run} was trained with {key} {before}, not {value}; {advice}")
+    return saved
 
 
 def flops_per_character(config: GPTConfig, vocab_size: int) -> float:
@@ -300,26 +334,26 @@ def flops_per_character(config: GPTConfig, vocab_size: int) -> float:
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def train(job: Job, before: int, bar: tqdm, stop: StopRequest) -> str | None:
+def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
     """Let train.py make a run, or go on with it, and return why it failed, if it did.
 
-    It runs in a process of its own, so that whatever happens to it, the others go on. So many
-    runs are finished `before` it.
+    It runs in a process of its own, so that whatever happens to it, the others go on.
     """
+    before = bar.n
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / SAID).open("ab") as file:
         # Locked by whoever writes there: if a comparison is killed, its last run may go on alone.
-        bar.set_description(f"{job.folder.name}: waiting for another process ")
+        bar.set_description_str(f"{job.folder.name}: waiting for another process ")
         while not try_lock(file.fileno()):
             time.sleep(LOOK_SECONDS)
             if stop.made:
                 return None
-        bar.set_description(f"{job.folder.name} ")
-        words, share_before = [*job.words, *job.words_to_begin], 0.0
+        bar.set_description_str(f"{job.folder.name} ")
+        words, share_before = job.words_to_begin, 0.0
         if (job.folder / LAST).exists():
             last = load_last(job.folder)
             share_before = last.progress.step / last.settings["train"]["max_steps"]
-            words = [*job.words, f"--resume={job.folder}"]
+            words = (*job.words_to_go_on, f"--resume={job.folder}")
         if share_before >= 1:
             return None
         begins_at, began = file.tell(), time.perf_counter()
@@ -339,7 +373,7 @@ def train(job: Job, before: int, bar: tqdm, stop: StopRequest) -> str | None:
                     share = log[-1]["step"] / job.max_steps if log else 0.0
                 if log:
                     nats = log[-1]["validation_loss"]
-                    bar.set_description(f"{job.folder.name}: {nats:.3f} nats ", refresh=False)
+                    bar.set_description_str(f"{job.folder.name}: {nats:.3f} nats ", refresh=False)
                 bar.n = before + min(share, 1.0)
                 bar.refresh()
         finally:
@@ -347,7 +381,7 @@ def train(job: Job, before: int, bar: tqdm, stop: StopRequest) -> str | None:
             process.wait()
     if process.returncode == 0:
         log = read_log(job.folder)
-        nats = min(line["validation_loss"] for line in log)
+        nats = min(line["validation_loss"] for line in log if line["step"])
         tqdm.write(f"{job.folder.name}: {nats:.3f} nats after {log[-1]['seconds']:.0f} s")
     if process.returncode == 0 or stop.made:
         return None
@@ -355,7 +389,7 @@ def train(job: Job, before: int, bar: tqdm, stop: StopRequest) -> str | None:
     reasons = re.findall("^train.py: (.*)", said, re.MULTILINE)
     if reasons:
         return reasons[-1]
-    if process.returncode in (-9, 137):
+    if process.returncode == -9:
         return "it was killed, probably because memory ran out"
     return f"it ended with exit code {process.returncode}; see {job.folder / SAID}"
 
@@ -368,44 +402,50 @@ def longest_context(jobs: Sequence[Job]) -> int:
 def show(
     folder: Path,
     name: str,
-    jobs: Sequence[Job],
     failures: Mapping[Job, str],
-    measured: Sequence[Measured],
+    measured: Mapping[Job, Measured],
+    names: Sequence[str],
     parts: Parts,
     vocabulary: Vocabulary,
     facts: Mapping[str, str],
 ) -> None:
-    """Print the table, and write it and the page into a folder."""
-    known = {row.name: row for row in summarize(measured, parts.longest)}
-    reasons = {job.name: reason for job, reason in failures.items()}
-    names = dict.fromkeys(job.name for job in jobs)
-    rows = [known.get(name) or Row(name, failure=reasons[name]) for name in names]
+    """Print the table, and write it, the pictures and the page into a folder."""
+    known = {row.name: row for row in summarize(list(measured.values()))}
+    sentences = explain(list(known.values()), parts)
+    rows = [known.setdefault(name, Row(name)) for name in names]
+    for job, reason in failures.items():
+        row = known[job.name]
+        if row.seeds:
+            row.failed_seeds += 1
+            sentences.append(f"{job.folder.name} failed: {reason}")
+        else:
+            row.failure = reason
     simple = simpler_models(parts, vocabulary)
-    errors = explain_errors(rows, parts)
-    print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(errors) + "\n")
+    print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(sentences) + "\n")
     passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
-    page = as_page(f"Model sizes compared on {name}", rows, simple, passage, errors, facts)
-    write_whole(folder / "comparison.csv", as_csv(rows, simple).encode())
-    write_whole(folder / "report.html", page.encode())
+    page = as_page(f"Model sizes compared on {name}", rows, simple, passage, sentences, facts)
+    # A file's name need not be UTF-8.
+    write_whole(folder / "comparison.csv", as_csv(rows, simple).encode(errors="replace"))
+    write_whole(folder / "report.html", page.encode(errors="replace"))
+    print(
+        f"page:            {folder / 'report.html'}\nnumbers:         {folder / 'comparison.csv'}"
+    )
     if PLOTTING:
-        write_whole(folder / "losses.svg", comparison(list(known.values()), simple))
+        finished = [row for row in rows if row.failure is None]
+        write_whole(folder / "losses.svg", comparison(finished, simple))
         print(f"picture:         {folder / 'losses.svg'}")
     else:
         print("note: pictures of the losses take one more package: pip install matplotlib")
     (best,) = (row.name for row in rows if row.best)
-    run = next(job.folder for job in jobs if job.name == best)
-    print(
-        f"page:            {folder / 'report.html'}\n"
-        f"numbers:         {folder / 'comparison.csv'}\n"
-        f"write with it:   python sample.py {shlex.quote(run.as_posix())}"
-    )
+    run = next(job.folder for job in measured if job.name == best)
+    print(f"write with it:   python sample.py {shlex.quote(run.as_posix())}")
 
 
 def simpler_models(parts: Parts, vocabulary: Vocabulary) -> dict[str, float]:
     """Return what models that only count make of the validation part, in bits per character."""
     validation_ids = parts.validation_ids.cpu().numpy()
-    targets = predicted_places(len(validation_ids), 1, len(validation_ids)).numpy()
     training_ids = parts.training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
+    targets = np.arange(1, len(validation_ids))
     return baselines(training_ids, validation_ids, targets, vocabulary.characters)
 
 

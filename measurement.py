@@ -59,7 +59,6 @@ class Parts:
 class Measured:
     """What is known of one finished run."""
 
-    name: str
     # What the row of its preset says if there is no other seed.
     row: Row
     # The loss of each character of the validation part but the first, (N,) in nats.
@@ -75,6 +74,9 @@ def measure(name: str, folder: Path, parts: Parts, device: torch.device) -> Meas
     losses = character_losses(model, parts.validation_ids, precision).cpu().double()
     batch = config.batch_size * model.config.block_size
     steps, log = last.progress.step, read_log(folder)
+    # Between evaluations, nobody has looked at the clock.
+    known = log[-1] if log else {"step": 0, "seconds": 0}
+    speed = known["step"] * batch / known["seconds"] if known["step"] else math.nan
     total, in_blocks = model.count_parameters()
     row = Row(
         name,
@@ -84,7 +86,7 @@ def measure(name: str, folder: Path, parts: Parts, device: torch.device) -> Meas
         context=model.config.block_size,
         characters=steps * batch,
         readings=steps * batch / len(parts.training_ids),
-        characters_per_second=steps * batch / log[-1]["seconds"] if log else math.nan,
+        characters_per_second=speed,
         gap=losses.mean().item() - evaluate(model, parts.training_ids, precision),
         written_per_second=writing_speed(model, best.vocabulary),
         runs=[
@@ -101,7 +103,7 @@ def measure(name: str, folder: Path, parts: Parts, device: torch.device) -> Meas
         ],
         surprise=surprise(model, parts.validation_ids, parts.passage),
     )
-    return Measured(name, row, losses)
+    return Measured(row, losses)
 
 
 def load_last(folder: Path) -> Checkpoint:
@@ -133,51 +135,39 @@ def surprise(model: GPT, ids: Tensor, places: slice) -> list[float]:
     return bits
 
 
-def summarize(measured: Sequence[Measured], longest: int) -> list[Row]:
+def summarize(measured: Sequence[Measured]) -> list[Row]:
     """Return a row for each preset, the mean over its seeds, and how it compares to the best.
 
-    Two presets are compared on the same characters, each of which has so many others before it
-    that both could look back as far as they can. Differences add up two kinds of chance: what the
-    validation part happens to be, from the differences in its stretches, and what the seed
-    happens to be, from the spread over seeds, which is taken to be the same for all presets.
+    Two presets are compared on the same characters, which each of them reads in its own windows.
+    A difference has two kinds of chance: what the validation part happens to be, known from its
+    stretches, and what the seed happens to be, known from the spread over seeds, which is taken
+    to be the same for all presets.
     """
-    names = list(dict.fromkeys(run.name for run in measured))
-    runs = {name: [run for run in measured if run.name == name] for name in names}
+    names = list(dict.fromkeys(run.row.name for run in measured))
+    runs = {name: [run for run in measured if run.row.name == name] for name in names}
     losses = {name: torch.stack([run.losses for run in runs[name]]) for name in names}  # (K, N)
     spread, freedom = seed_spread(list(losses.values()))
     seed_student = student(freedom) if freedom else 0.0
-    # The loss at index i is that of a character with i + 1 others before it.
-    compared = {
-        name: of.mean(dim=0)[min(longest - 1, of.size(1) // 2) :] for name, of in losses.items()
-    }
-    best = min(names, key=lambda name: compared[name].mean().item())
+    means = {name: of.mean(dim=0) for name, of in losses.items()}  # (N,)
+    best = min(names, key=lambda name: means[name].mean().item())
     rows = []
     for name in names:
-        difference, K = compared[name] - compared[best], len(runs[name])
+        difference, K = means[name] - means[best], len(runs[name])
         from_text = student(count_stretches(len(difference)) - 1) * standard_error(difference)
         from_seeds = seed_student * spread * math.sqrt(1 / K + 1 / len(runs[best]))
         own_rows = [run.row for run in runs[name]]
-        means = {
-            key: statistics.mean(getattr(row, key) for row in own_rows)
-            for key in (
-                "characters",
-                "readings",
-                "characters_per_second",
-                "gap",
-                "written_per_second",
-            )
-        }
+        averaged = ("characters", "readings", "characters_per_second", "gap", "written_per_second")
         rows.append(
             replace(
                 own_rows[0],
                 seeds=K,
-                loss=losses[name].mean().item(),
-                error=math.hypot(standard_error(losses[name].mean(dim=0)), spread / math.sqrt(K)),
+                loss=means[name].mean().item(),
+                error=math.hypot(standard_error(means[name]), spread / math.sqrt(K)),
                 best=name == best,
                 behind=difference.mean().item(),
                 margin=math.hypot(from_text, from_seeds),
                 runs=[row.runs[0] for row in own_rows],
-                **means,
+                **{key: statistics.mean(getattr(row, key) for row in own_rows) for key in averaged},
             )
         )
     return rows
@@ -222,20 +212,25 @@ def student(freedom: int) -> float:
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
 
 
-def explain_errors(rows: Sequence[Row], parts: Parts) -> list[str]:
+def explain(rows: Sequence[Row], parts: Parts) -> list[str]:
     """Say in sentences what the numbers of a comparison do and do not hold."""
-    n, seeds = len(parts.validation_ids) - 1, max((row.seeds for row in rows), default=1)
+    n, seeds = len(parts.validation_ids) - 1, max(row.seeds for row in rows)
+    n_training = min(len(parts.training_ids) - 1, EVALUATED_CHARACTERS)
     stretches = count_stretches(n)
+    error = f"one standard error, from {stretches} stretches of the validation part"
+    if stretches < 2:
+        error = "unknown, because the validation part is too short to tell"
+    elif seeds > 1:
+        error += " and the spread over seeds"
     said = [
         "trained/s and written/s: characters in a second of training, evaluations included, and "
         "of writing a single text.",
         f"nats and bits: the loss per character on {n:,} characters of the validation part; gap: "
-        "how much more that is than on as many of the training part.",
-        f"±: one standard error, from {stretches} stretches of the validation part"
-        + (" and the spread over seeds." if seeds > 1 else "."),
-        f"behind the best: on the same characters, each with at least {parts.longest} before it, "
-        "± half of the 95 % interval; a preset that is no more behind than that is not "
-        "distinguishable from the best.",
+        f"how much more that is than on {n_training:,} of the training part.",
+        f"±: {error}.",
+        "behind the best: the difference on the same characters, ± half of its 95 % interval; a "
+        "preset that is no more behind than that is not distinguishable from the best. Each "
+        "interval is about one pair: of many that are equally good, one will more easily fall out.",
     ]
     if seeds == 1:
         said.append(

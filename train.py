@@ -296,7 +296,9 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 record(run, finite(validation_loss), evaluation_began - began)
                 loss_sum.zero_()
                 pace.evaluation = time.perf_counter() - evaluation_began
-                evaluating += pace.evaluation
+                if time.perf_counter() > run.drawn_at + DRAWING_SECONDS:
+                    draw_curve(run)
+                evaluating += time.perf_counter() - evaluation_began
             if at_end or stop.made or out_of_patience(run):
                 break
             if time.perf_counter() > run.saved_at + 60 * run.config.save_minutes:
@@ -381,8 +383,6 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
             f"fell; {BEST} keeps that step{advice}"
         )
     tqdm.write("\n".join(f"    {harmless(row)}".rstrip() for row in sample.splitlines()))
-    if time.perf_counter() > run.drawn_at + DRAWING_SECONDS:
-        draw_curve(run)
 
 
 def keep(run: Run) -> None:
@@ -410,8 +410,8 @@ def keep(run: Run) -> None:
 def draw_curve(run: Run) -> None:
     """Renew the picture of the run's losses, where the package that draws it is installed."""
     if PLOTTING and len(run.log) > 1:
-        # Nothing depends on it, and of a full disk there has been a warning.
-        with contextlib.suppress(OSError):
+        # Nothing depends on it: neither a full disk nor a broken package may end the run.
+        with contextlib.suppress(Exception):
             write_whole(run.folder / CURVE, curve(run.log))
         run.drawn_at = time.perf_counter()
 

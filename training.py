@@ -206,7 +206,7 @@ def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
 
     Raises DoesNotFitError if not even one window fits.
     """
-    return character_losses(model, ids, precision).double().mean().item()
+    return character_losses(model, ids, precision).cpu().double().mean().item()
 
 
 @torch.no_grad()

@@ -225,10 +225,16 @@ def _blocks(file: BinaryIO, bar: tqdm | None = None) -> Iterator[bytes]:
 
 
 def _files_in(folder: Path, glob: str | None) -> list[Path]:
-    """Find the files below a folder, except hidden and vendored ones and those of training runs."""
+    """Find the files below a folder, not hidden or vendored ones or what training wrote."""
     found = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and f not in VENDORED]
+        folders[:] = [
+            f
+            for f in folders
+            if not f.startswith(".")
+            and f not in VENDORED
+            and Path(place, f).resolve() != TEXTS.parent.resolve()
+        ]
         of_a_run = any(name.endswith(".safetensors") for name in files)
         if of_a_run or Path(place).resolve() == TEXTS.resolve():
             continue

@@ -38,7 +38,6 @@ def as_page(
     """
     measured = [row for row in rows if row.failure is None]
     samples = {row.name: _samples(row) for row in measured}
-    surprises = {row.name: [round(bits, 2) for bits in row.surprise] for row in measured}
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
@@ -70,7 +69,7 @@ def as_page(
             {
                 "samples": list(samples.values()),
                 "passage": list(passage),
-                "surprises": list(surprises.values()),
+                "surprises": [[round(bits, 2) for bits in row.surprise] for row in measured],
             },
             ensure_ascii=False,
         ).replace("<", "\\u003c"),
@@ -93,6 +92,8 @@ def summary(rows: Sequence[Row]) -> str:
 def _samples(row: Row) -> list[str]:
     """Return what the first seed wrote at each stop of the slider: the newest text by then."""
     points = row.runs[0]
+    if not points:
+        return [""] * (SAMPLE_STOPS + 1)
     return [
         [point for point in points if point.share <= stop / SAMPLE_STOPS or point is points[0]][
             -1
@@ -108,7 +109,7 @@ def _table(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
         kind = {"best": "best", "not distinguishable": "like"}.get(row.verdict, "other")
         if row.failure is not None:
             why = f"failed: {escape(row.failure)}"
-            columns = f'<td colspan="{len(COLUMNS) - 1}" class="word">{why}</td>'
+            columns = f'<td colspan="{len(COLUMNS) - 1}" class="word failure">{why}</td>'
             body += f'<tr><th scope="row">{escape(row.name)}</th>{columns}</tr>'
         else:
             body += _line(cells(row), kind)

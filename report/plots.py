@@ -13,11 +13,11 @@ PLOTTING = importlib.util.find_spec("matplotlib") is not None
 
 # Each is readable on white, and distinct for people who see fewer colours; so are the markers.
 COLORS = ["#0b62a4", "#a84300", "#1b7a4b", "#8a3fa0", "#a0332e", "#5c6670"]
-MARKERS = ["o", "s", "^", "D", "v", "P"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]  # one more than colors: pairs repeat late
 INK, FAINT = "#1f2328", "#667080"
 
 STYLE = {
-    "svg.fonttype": "none",  # letters stay letters, which can be read aloud and searched
+    "svg.fonttype": "none",  # letters stay letters, in the font of the page
     "svg.hashsalt": "chargpt",  # the same picture has the same bytes
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -76,7 +76,7 @@ def loss_against_parameters(rows: Sequence[Row]) -> str:
             axes.errorbar(
                 row.parameters,
                 row.loss,
-                0 if math.isnan(row.error) else 2 * row.error,
+                2 * row.error if math.isfinite(row.error) else 0,
                 color=COLORS[i % len(COLORS)],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=6,
@@ -138,8 +138,9 @@ def _logarithmic(axes: Any) -> None:
 
 
 def _plain(name: str) -> str:
-    """Return a name that is not taken for a formula."""
-    return name.replace("$", r"\$")
+    """Return a name that is not taken for a formula, and that a legend does not leave out."""
+    readable = name.encode(errors="replace").decode().replace("$", r"\$")
+    return "\u200b" + readable if readable.startswith("_") else readable
 
 
 def _file(draw: Callable[[Any], None]) -> bytes:

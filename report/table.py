@@ -31,6 +31,8 @@ class Row:
     # Why there is nothing else to say about it.
     failure: str | None = None
     seeds: int = 0
+    # Those that failed are not among them.
+    failed_seeds: int = 0
     parameters: int = 0
     # Without those of embeddings and head.
     in_blocks: int = 0
@@ -86,11 +88,14 @@ WORDS = ("preset", "verdict")
 
 def cells(row: Row) -> list[str]:
     """Return what stands in the columns of a row that has not failed."""
+    name = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
+    if row.failed_seeds:
+        name = f"{row.name}, {row.seeds} of {row.seeds + row.failed_seeds} seeds"
     return [
-        row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds",
-        f"{row.loss:.3f} ± {row.error:.3f}",
+        name,
+        f"{row.loss:.3f} ± {_known(row.error)}",
         f"{row.loss / BIT:.3f}",
-        "" if row.best else f"{row.behind:.3f} ± {row.margin:.3f}",
+        "" if row.best else f"{row.behind:.3f} ± {_known(row.margin)}",
         row.verdict,
         f"{row.gap:+.3f}",
         f"{row.parameters:,}",
@@ -98,9 +103,13 @@ def cells(row: Row) -> list[str]:
         f"{row.context:,}",
         f"{row.characters:,.0f}",
         f"{row.readings:.2g}" if row.readings < 100 else f"{row.readings:,.0f}",
-        f"{row.characters_per_second:,.0f}",
+        "" if math.isnan(row.characters_per_second) else f"{row.characters_per_second:,.0f}",
         f"{row.written_per_second:,.0f}",
     ]
+
+
+def _known(error: float) -> str:
+    return f"{error:.3f}" if math.isfinite(error) else "?"
 
 
 def baseline_cells(name: str, bits: float) -> list[str]:

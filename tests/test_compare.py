@@ -1,19 +1,30 @@
 """Comparisons train what is missing, go on where they stopped, and say what cannot be compared."""
 
 import csv
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import compare
 import sample
-from checkpoint import LAST, load_checkpoint, read_log
+import train
+import training
+from checkpoint import BEST, LAST, load_checkpoint, read_log
 from compare import SAID
 from model import GPTConfig
+
+
+def everything() -> dict[Path, int]:
+    """All files, with when they were changed, and folders."""
+    paths = [path for path in Path().rglob("*") if not path.is_fifo()]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
 
 NARROW = ["--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 TWO = ["book.txt", "--chars", "4000", *NARROW, "--presets", "tiny", "deep.toml"]
@@ -92,11 +103,11 @@ def test_comparison_that_is_stopped_and_killed_comes_to_the_same_table(compared)
     (compared / "comparison.csv").unlink()
     run = compared / "deep-4000chars-seed1"
     shutil.rmtree(run)
-    # Stopped when a run has just begun, killed when it goes on.
-    for number, sign in [(signal.SIGTERM, "step 0 of"), (signal.SIGKILL, "resumed")]:
+    # Stopped when a run has just begun, killed when it is about to train.
+    for number, sign in [(signal.SIGTERM, SAID), (signal.SIGKILL, LAST)]:
         words = [sys.executable, compare.__file__, *TWO]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while not (run / SAID).exists() or sign not in (run / SAID).read_text():
+        while not (run / sign).exists():
             assert process.poll() is None
         process.send_signal(number)
         _, said = process.communicate()
@@ -106,6 +117,29 @@ def test_comparison_that_is_stopped_and_killed_comes_to_the_same_table(compared)
         assert not (compared / "comparison.csv").exists()
     # Nobody has told the run that its comparison was killed: it still goes on, and is waited for.
     assert compare.main(TWO) == 0
+    assert table() == complete
+
+
+def test_run_that_was_stopped_goes_on(compared, monkeypatch):
+    complete = [row for row in table() if row["preset"] != "wild"]
+    run = compared / "deep-4000chars-seed1"
+    asked = load_checkpoint(run / LAST).settings["train"]
+    shutil.rmtree(run)
+    words = ["book.txt", *NARROW, "--preset", "deep.toml", "--out", str(run), "--max_steps", "63"]
+    draw_batch = training.draw_batch
+
+    def draw_and_stop(*arguments):
+        if arguments[-1] == 30:
+            signal.raise_signal(signal.SIGTERM)
+        return draw_batch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "draw_batch", draw_and_stop)
+        stopped = train.main([*words, f"--eval_interval={asked['eval_interval']}"])
+    assert stopped == 128 + signal.SIGTERM
+    assert load_checkpoint(run / LAST).progress.step == 31
+    assert compare.main(TWO) == 0
+    assert "resumed " in (run / SAID).read_text(encoding="utf-8")
     assert table() == complete
 
 
@@ -144,6 +178,27 @@ def test_seeds(compared, capsys):
     assert "| tiny, 2 seeds |" in capsys.readouterr().out
 
 
+def test_run_that_cannot_be_measured_is_missing_from_its_row_only(compared, capsys):
+    # What had been trained is damaged behind the comparison's back.
+    Path(compared, "deep-4000chars-seed1", BEST).write_bytes(b"damaged")
+    assert compare.main(TWO) == 0
+    rows = {row["preset"]: row for row in table()}
+    assert rows["tiny"]["verdict"] == "best"
+    assert rows["deep"]["failure"].startswith("it could not be measured: ")
+    assert "python sample.py out/compare-book/tiny-4000chars-seed1" in capsys.readouterr().out
+
+
+def test_folder_around_the_comparison_stays_the_same_text(book, tmp_path, capsys):
+    words = [".", "--presets", "tiny", "--chars", "600", *NARROW]
+    Path("book.txt").rename("only.txt")
+    assert compare.main(words) == 0
+    (csv_file,) = Path("out").glob("compare-*/comparison.csv")
+    before = csv_file.read_text()
+    assert compare.main(words) == 0
+    strip = [line.split(",")[:5] for line in before.splitlines()]
+    assert [line.split(",")[:5] for line in csv_file.read_text().splitlines()] == strip
+
+
 def test_flops_are_those_of_the_matrix_products():
     config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=4)
     # Forward, each of T characters: Q, K, V and projection 4 C C, up and down 8 C C, scores and
@@ -162,6 +217,9 @@ def test_flops_are_those_of_the_matrix_products():
         (["--presets", "smal"], "no preset 'smal' (did you mean small?)"),
         (["--presets", "auto"], "auto stands for one of the presets; name some of tiny"),
         (["--presets", "tiny", "tiny"], "two presets are called tiny"),
+        (["--presets", "out/trained", "x/trained"], "two presets are called trained"),
+        (["--presets", "tiny", "book.txt"], "book.txt is a file; texts come before --presets"),
+        (["--presets", "shorter.toml"], "shorter.toml has a section [text]"),
         (["--presets", "missing.toml"], "there is no preset file missing.toml"),
         (["--presets", "out/missing"], "there is no run 'out/missing'"),
         (["--presets", "out/other"], "out/other was trained on another text than book"),
@@ -174,23 +232,30 @@ def test_flops_are_those_of_the_matrix_products():
         (["--presets"], "argument --presets: expected at least one argument"),
         ([], "the following arguments are required: --presets"),
         (["missing.txt", "--presets", "tiny"], "there is no file or folder 'missing.txt'"),
-        (["-", "--presets", "tiny"], "so it must be a file, not -"),
+        (["pipe.txt", "--presets", "tiny"], "so it must be a file, not a pipe"),
     ],
 )
 def test_bad_input_gets_a_sentence(book, trained_beside, story, capsys, words, says):
     Path("patient.toml").write_text("[train]\npatience = 3\n")
+    Path("shorter.toml").write_text("[text]\nval_fraction = 0.2\n")
+    shutil.copytree("out/trained", "x/trained")
+    if "pipe.txt" in words:
+        os.mkfifo("pipe.txt")
+        threading.Thread(target=Path("pipe.txt").write_text, args=("a few words" * 99,)).start()
     if "out/other" in words:
         shutil.move("out/trained", "out/other")
         Path("book.txt").write_text(story + "And so on.\n", encoding="utf-8")
-    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    before = everything()
     with pytest.raises(SystemExit) as error:
-        compare.main(words if words[:1] in (["-"], ["missing.txt"]) else ["book.txt", *words])
+        compare.main(
+            words if words[:1] in (["pipe.txt"], ["missing.txt"]) else ["book.txt", *words]
+        )
     assert error.value.code == 2
     said = capsys.readouterr().err
     assert says in said
     assert said.startswith("compare.py: ")
     assert said.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    assert everything() == before
 
 
 def test_other_settings_are_refused(compared, capsys):

@@ -1,20 +1,26 @@
 """Errors hold what they say they hold, and differences are judged by them."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from checkpoint import LOG, read_log
+from data import TextConfig, Vocabulary, read_text
 from measurement import Measured, Parts, measure, standard_error, student, summarize, surprise
 from model import GPT, GPTConfig
 from report import Row
 
-DRAW = torch.Generator().manual_seed(1)
+
+@pytest.fixture(autouse=True)
+def _same_noise_each_time():
+    torch.manual_seed(1)
 
 
 def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=DRAW, dtype=torch.float64)
+    return torch.randn(*shape, dtype=torch.float64)
 
 
 def test_standard_error_of_independent_values():
@@ -45,13 +51,13 @@ def test_student():
 def runs(name: str, loss: float, seeds: int, spread: float) -> list[Measured]:
     """Make up runs whose losses vary over the text, and over seeds, by known amounts."""
     means = loss + spread * noise(seeds)
-    return [Measured(name, Row(name, seeds=1, runs=[[]]), mean + noise(6400)) for mean in means]
+    return [Measured(Row(name, seeds=1, runs=[[]]), mean + noise(6400)) for mean in means]
 
 
 def test_presets_that_differ_in_seeds_only_are_not_distinguished():
     wrong = 0
     for _ in range(200):
-        rows = summarize(runs("a", 1.5, 3, 0.05) + runs("b", 1.5, 3, 0.05), longest=1)
+        rows = summarize(runs("a", 1.5, 3, 0.05) + runs("b", 1.5, 3, 0.05))
         wrong += any(row.verdict == "" for row in rows)
     # 10 are expected; more than 18 or less than 3 would be chance once in a hundred times.
     assert 3 <= wrong <= 18
@@ -59,7 +65,7 @@ def test_presets_that_differ_in_seeds_only_are_not_distinguished():
 
 def test_presets_that_differ_are_distinguished():
     for _ in range(50):
-        rows = summarize(runs("a", 1.5, 3, 0.02) + runs("b", 1.7, 3, 0.02), longest=1)
+        rows = summarize(runs("a", 1.5, 3, 0.02) + runs("b", 1.7, 3, 0.02))
         assert [row.verdict for row in rows] == ["best", ""]
         assert rows[1].behind == pytest.approx(0.2, abs=0.08)
         assert rows[0].loss == pytest.approx(1.5, abs=0.06)
@@ -69,24 +75,14 @@ def test_differences_are_judged_on_the_same_characters():
     # The text varies a hundred times as much as the models differ, but it is the same text.
     text = noise(6400)
     made = {"a": text, "b": text + 0.01 + 0.001 * noise(6400)}
-    rows = summarize([Measured(n, Row(n, runs=[[]]), x) for n, x in made.items()], longest=1)
+    rows = summarize([Measured(Row(n, runs=[[]]), x) for n, x in made.items()])
     assert [row.verdict for row in rows] == ["best", ""]
     assert rows[1].behind < rows[1].error
 
 
-def test_where_one_could_not_look_back_far_enough_nothing_is_compared():
-    # Up to the place that has `longest` characters before it, everything differs.
-    losses = torch.zeros(6400, dtype=torch.float64)
-    other = losses.clone()
-    other[:127] = 100
-    made = [Measured("a", Row("a", runs=[[]]), losses), Measured("b", Row("b", runs=[[]]), other)]
-    assert [row.behind for row in summarize(made, longest=128)] == [0, 0]
-    assert summarize(made, longest=127)[1].behind > 0
-
-
 def test_with_too_short_a_text_nothing_is_distinguished():
     made = {"a": torch.zeros(80), "b": torch.ones(80)}
-    rows = summarize([Measured(n, Row(n, runs=[[]]), x) for n, x in made.items()], longest=1)
+    rows = summarize([Measured(Row(n, runs=[[]]), x) for n, x in made.items()])
     assert [row.verdict for row in rows] == ["best", "not distinguishable"]
 
 
@@ -110,22 +106,28 @@ def test_passage(length, longest, passage):
     assert (where.start, where.stop) == passage
 
 
-def test_what_is_measured_is_what_the_run_has_found(trained, story):
-    from pathlib import Path
-
-    from checkpoint import read_log
-    from data import TextConfig, Vocabulary, read_text
-
+@pytest.fixture
+def parts(trained) -> Parts:
     text = read_text(["book.txt"], TextConfig())
-    vocabulary = Vocabulary.of_counts(text.counts, 1)
-    parts = Parts.of(text, vocabulary, torch.device("cpu"), 8)
+    return Parts.of(text, Vocabulary.of_counts(text.counts, 1), torch.device("cpu"), 8)
+
+
+def test_what_is_measured_is_what_the_run_has_found(trained, parts, story):
     run = measure("trained", Path(trained), parts, torch.device("cpu"))
     log = read_log(Path(trained))
     assert run.losses.mean().item() == min(line["validation_loss"] for line in log)
-    assert len(run.losses) == len(story) - text.n_training - 1
+    assert len(run.losses) == math.ceil(len(story) / 10) - 1
     assert run.row.characters == 20 * 4 * 8
     assert run.row.context == 8
+    assert run.row.characters_per_second == 20 * 4 * 8 / log[-1]["seconds"]
     assert [point.loss for point in run.row.runs[0]] == [line["validation_loss"] for line in log]
     assert (run.row.runs[0][0].share, run.row.runs[0][-1].share) == (0, 1)
     assert run.row.written_per_second > 0
     assert len(run.row.surprise) == 400
+
+
+def test_of_a_run_without_a_log_no_speed_is_known(trained, parts):
+    Path(trained, LOG).unlink()
+    run = measure("trained", Path(trained), parts, torch.device("cpu"))
+    assert math.isnan(run.row.characters_per_second)
+    assert run.row.runs == [[]]

@@ -55,8 +55,19 @@ def rows() -> list[Row]:
         a_row("mini", 1.539, behind=0.08, margin=0.02),
         a_row("small", 1.459, best=True, margin=0.0),
         a_row("a$b_{c$<i>", 1.462, behind=0.003, margin=0.009),
-        Row("huge", failure="there is not enough memory for a model or batch of this size"),
+        Row("huge", failure="there is not enough memory " + "for a model of this size, " * 12),
     ]
+
+
+def test_what_is_not_known_is_not_made_up(rows):
+    unknown = a_row("mute", 2.0, margin=math.inf, failed_seeds=1)
+    unknown.error, unknown.characters_per_second, unknown.runs = math.inf, math.nan, [[]]
+    (line,) = (line for line in as_table([unknown], {}).splitlines() if "mute" in line)
+    assert "mute, 2 of 3 seeds" in line
+    assert "2.000 ± ?" in line
+    assert not {"inf", "nan"} & set(line.replace("|", " ").split())
+    page = as_page("One", [*rows, unknown], BASELINES, PASSAGE, [], {})
+    assert ">mute</h3>" in page
 
 
 @pytest.fixture
@@ -145,6 +156,7 @@ document.getElementById("frame").onload = function () {
   const all = selector => Array.from(page.querySelectorAll(selector));
   found.width = view.innerWidth;
   found.scroll_width = page.documentElement.scrollWidth;
+  found.table_width = page.querySelector("table").scrollWidth;
   found.pictures = all("figure svg").map(svg => {
     const box = svg.getBoundingClientRect();
     return [box.left, box.right, box.height];
@@ -218,6 +230,7 @@ def test_page_in_a_browser(page, width, theme):
     found = json.loads(html.unescape(written))
     assert found["width"] == width
     assert found["scroll_width"] <= width
+    assert found["table_width"] < 1280
     assert len(found["pictures"]) == 3
     assert all(
         0 <= left < right <= width and height > 150 for left, right, height in found["pictures"]
