@@ -134,8 +134,6 @@ def _kind(column: str) -> str:
 def _pictures(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
     if not PLOTTING:
         return "<p>Pictures of the losses need one more package: pip install matplotlib</p>"
-    if not rows:
-        return ""
     pictures = {
         "Loss against time": loss_against_time(rows, baselines),
         "Loss against characters seen": loss_against_characters(rows, baselines),
@@ -154,7 +152,9 @@ def _themed(picture: str, name: str, number: int) -> str:
     picture = picture.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     for before in ('id="', "url(#", 'href="#'):
         picture = picture.replace(before, f"{before}p{number}-")
-    return picture.replace("<svg ", f'<svg role="img" aria-label="{name}; numbers below" ', 1)
+    return picture.replace(
+        "<svg ", f'<svg role="img" aria-label="{name}; the numbers are in the table" ', 1
+    )
 
 
 def _colored(passage: str, surprise: Sequence[float]) -> str:
