@@ -4,6 +4,7 @@ One legend for the shapes at the ends of lines: B batch, T time (positions), C c
 H heads, D head size (C / H), V vocabulary, S positions seen so far (T and those in the cache).
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,15 +101,27 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -
 def drop(x: Tensor, p: float) -> Tensor:
     """Set a share p of the elements to zero and scale up the rest to the same mean: dropout.
 
-    On a CPU torch draws each of them by itself, which takes a third of a step of `base`. Bytes of
-    random integers take a twentieth of that; they round p to a multiple of 1/256.
+    On a CPU torch draws each of them by itself, which takes longer than all else in a step of
+    `base`. Here, every mask is cut from a random place of a long one that is drawn once for a seed.
     """
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
+    places = 2**16 + x.numel() // 8
+    start = int(torch.randint(places, ()))
+    mask = long_mask(torch.initial_seed(), x.numel() + places, p, x.dtype)
+    return x * mask[start : start + x.numel()].view(x.shape)
+
+
+@functools.lru_cache(maxsize=4)
+def long_mask(seed: int, length: int, p: float, dtype: torch.dtype) -> Tensor:
+    """Return random factors for dropout; a share p of them, to the nearest 1/256, is 0."""
+    # Of its own, so that the result does not depend on what else was drawn.
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.empty(math.ceil(length / 8), dtype=torch.int64)
+    words.random_(-(2**63), None, generator=generator)
     dropped = min(round(256 * p), 255)  # of the 256 values of a byte
-    words = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64).random_(-(2**63), None)
-    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-    return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+    keep = words.view(torch.uint8)[:length] >= dropped
+    return keep.to(dtype).mul_(256 / (256 - dropped))
 
 
 class Dropout(nn.Module):
@@ -154,8 +167,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, self.n_head, -1))  # (B, T, 3, H, D)
-        # One copy here saves three in attention, which needs each of the three in one piece.
-        query, key, value = heads.permute(2, 0, 3, 1, 4).contiguous()  # (B, H, T, D) each
+        query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # (B, H, T, D)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, H, S, D) each
         x = attention(query, key, value, self.dropout.p if self.training else 0.0)  # (B, H, T, D)

@@ -6,9 +6,20 @@ from contextlib import closing
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, KVCache, Linear, SamplingConfig, attention, draw, drop
+from model import (
+    GPT,
+    GPTConfig,
+    KVCache,
+    Linear,
+    SamplingConfig,
+    attention,
+    draw,
+    drop,
+    long_mask,
+)
 
 GREEDY = SamplingConfig(temperature=0)
 
@@ -180,6 +191,22 @@ def test_drop_keeps_the_mean_and_drops_its_share(p):
         assert mean.item() == pytest.approx(share, abs=5 * (share * (1 - share) * 8 / n) ** 0.5)
     assert dropped.max().item() == pytest.approx(1 / (1 - share))
     assert drop(torch.ones(3, 5), 0.0).sum() == 15
+
+
+@pytest.mark.parametrize("n", [1_000, 1_000_003])
+def test_what_is_dropped_depends_on_the_seed_only_and_differs_from_place_to_place(n):
+    def masks(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return [drop(torch.ones(n), 0.5) == 0 for _ in range(12)]
+
+    first, other = masks(1), masks(2)
+    assert all(map(torch.equal, first, masks(1)))  # with what was kept from the first time
+    long_mask.cache_clear()
+    assert all(map(torch.equal, first, masks(1)))
+    for several in (first, other, [first[0], other[0]]):
+        pairs = list(itertools.combinations(several, 2))
+        both = torch.cat([a & b for a, b in pairs]).float().mean().item()
+        assert both == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / (n * len(several) / 2)) ** 0.5)
 
 
 def test_dropout_changes_training_only():
