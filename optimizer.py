@@ -117,7 +117,9 @@ class Muon(Optimizer):
         momentum: float,
         precision: torch.dtype,
     ):
-        super().__init__([{"params": [p for p, _ in matrices], "lr": lr, "momentum": momentum}])
+        parameters = [parameter for parameter, _ in matrices]
+        scalars = [torch.tensor(x, device=parameters[0].device) for x in (lr, momentum)]
+        super().__init__([{"params": parameters, "lr": scalars[0], "momentum": scalars[1]}])
         self.parts = [parts for _, parts in matrices]
         self.precision = precision
 
@@ -131,20 +133,22 @@ class Muon(Optimizer):
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - mu)
+        torch._foreach_lerp_(momenta, gradients, [1 - mu] * len(momenta))
         # Nesterov's form looks one step ahead.
-        ahead = torch._foreach_lerp(gradients, momenta, mu)
+        ahead = torch._foreach_lerp(gradients, momenta, [mu] * len(momenta))
         pieces = [
             piece.to(self.precision)
             for matrix, parts in zip(ahead, self.parts, strict=True)
             for piece in matrix.chunk(parts)
         ]
-        directions = iter(orthogonalize(pieces))
+        directions = orthogonalize(pieces)
+        torch._foreach_mul_(directions, group["lr"])
+        moves = iter(directions)
         for parameter, parts in zip(parameters, self.parts, strict=True):
             for piece in parameter.chunk(parts):
                 # A tall matrix gets longer steps, so that its outputs change as much as others'.
                 stretch = max(1, piece.size(0) / piece.size(1)) ** 0.5
-                piece.add_(next(directions), alpha=-group["lr"] * stretch)
+                piece.sub_(next(moves), alpha=stretch)
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -189,7 +193,9 @@ def make_optimizers(
             with_muon.append((parameter, 3 if name.endswith("qkv.weight") else 1))
         else:
             decaying.append(parameter)
-    settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+    # What changes from step to step is a tensor beside the weights: a CUDA graph can read it.
+    rate = torch.tensor(config.learning_rate, device=next(model.parameters()).device)
+    settings = {"lr": rate, "betas": (config.beta1, config.beta2)}
     optimizers: list[Optimizer] = [
         AdamW(
             [
@@ -241,6 +247,6 @@ def set_schedule(
         highest, groups = config.learning_rate, optimizer.param_groups
         if isinstance(optimizer, Muon):
             highest = config.muon_learning_rate
-            groups[0]["momentum"] = config.muon_momentum - 0.1 * youth
+            groups[0]["momentum"].fill_(config.muon_momentum - 0.1 * youth)
         for group in groups:
-            group["lr"] = highest * share
+            group["lr"].fill_(highest * share)

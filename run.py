@@ -27,7 +27,16 @@ from checkpoint import (
     save_checkpoint,
     write_log,
 )
-from config import Device, Precision, Values, build, choose_device, choose_precision, load_preset
+from config import (
+    Device,
+    Precision,
+    Values,
+    build,
+    choose_device,
+    choose_precision,
+    load_preset,
+    to_device,
+)
 from data import (
     STANDARD_INPUT,
     Text,
@@ -332,7 +341,8 @@ def assemble(
     """Bring model and text to the device, and say what will be trained there."""
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
-    model.to(device)
+    window = torch.arange(model.config.block_size)[None] % model.vocab_size  # (1, T)
+    to_device(model, device, window)
     total, in_blocks = model.count_parameters()
     print(
         f"model    {total:,} parameters, {in_blocks:,} without embeddings and head; "

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import DoesNotFitError, ran_out_of_memory
-from data import draw_batch, read_in_order, step_seed
+from data import draw_starts, read_in_order, read_windows, step_seed
+from graphs import recorded
 from model import GPT
 from optimizer import Optimizer, OptimizerConfig, set_schedule
 
@@ -34,7 +35,7 @@ EVALUATED_CHARACTERS = 2**18
 # the run. From 8 to 20 it makes no difference.
 AVERAGING_POWER = 16
 # How much evaluation reads at once depends on no setting, so neither does its result.
-EVALUATION_BATCH = 4096
+EVALUATION_BATCH = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 
 Result = TypeVar("Result")
 
@@ -73,12 +74,12 @@ def make_step(
     worker = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
     copies = list(worker.parameters())
     block_size = model.config.block_size
+    share = torch.zeros((), device=ids.device)
 
-    def leave_gradient(step: int, inputs: Tensor, targets: Tensor, windows: int) -> Tensor:
+    def leave_gradient(inputs: Tensor, targets: Tensor, windows: int) -> Tensor:
         """Compute the gradient of a batch, so many windows at a time, and return its loss."""
-        if model.config.dropout:
-            # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
-            torch.manual_seed(step_seed(seed, step))
+        if model.config.dropout and windows < pieces.windows:
+            torch.manual_seed(torch.initial_seed())  # again, as in the attempt that did not fit
         mean = torch.zeros((), device=ids.device)
         for weight in (*weights, *copies):
             weight.grad = None
@@ -95,14 +96,15 @@ def make_step(
                     weight.grad = gradient if weight.grad is None else weight.grad + gradient
         return mean
 
-    def take_step(step: int, max_steps: int) -> Tensor:
-        inputs, targets = draw_batch(ids, batch_size, block_size, seed, step)  # (B, T) each
+    def move(starts: Tensor) -> Tensor:
+        """Do all that a GPU does in a step, on the windows that start there; return the loss."""
+        inputs, targets = read_windows(ids, starts, block_size)  # (B, T) each
         loss, windows = halve_until_it_fits(
-            partial(leave_gradient, step, inputs, targets), pieces.windows
+            partial(leave_gradient, inputs, targets), pieces.windows
         )
         if loss is None:
             _, length = halve_until_it_fits(
-                lambda length: leave_gradient(step, inputs[:1, :length], targets[:1, :length], 1),
+                lambda length: leave_gradient(inputs[:1, :length], targets[:1, :length], 1),
                 block_size // 2,
             )
             would = f"--block_size {length} fits" if length else "make the model smaller"
@@ -114,10 +116,9 @@ def make_step(
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
             pieces.windows, pieces.reduced = windows, True
         norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
-        set_schedule(optimizers, step, max_steps, config)
         for optimizer in optimizers:
             optimizer.step()
-        update_average(average, model, step)
+        update_average(average, model, share)
         for weight in weights:
             weight.grad = None
         if worker is not model:
@@ -125,23 +126,42 @@ def make_step(
                 torch._foreach_copy_(copies, weights)
         return torch.where(norm.isfinite(), loss, math.nan)
 
+    move = recorded(move, ids.device)
+
+    def take_step(step: int, max_steps: int) -> Tensor:
+        if model.config.dropout:
+            # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
+            torch.manual_seed(step_seed(seed, step))
+        set_schedule(optimizers, step, max_steps, config)
+        share.fill_(averaging_share(step))
+        starts = draw_starts(len(ids), batch_size, block_size, seed, step)  # (B,)
+        if ids.is_cuda:
+            # From ordinary memory, a copy to the GPU waits until the GPU is done.
+            starts = starts.pin_memory()
+        return move(starts.to(ids.device, non_blocking=True))
+
     activations = batch_size * block_size * model.config.n_embd
     if ids.device.type == "cpu" and activations < SHARED_ACTIVATIONS:
         return one_thread()(take_step)
     return take_step
 
 
-@torch.no_grad()
-def update_average(average: GPT, model: GPT, step: int) -> None:
-    """Move averaged weights towards those that a model has after a step.
+def averaging_share(step: int) -> float:
+    """Return how far the averaged weights move towards those after a step.
 
     The weights of step t count in proportion to t^16 ("Stochastic Gradient Descent for Non-smooth
     Optimization", Shamir and Zhang, 2013, section 4). The average is evaluated and kept: it learns
     a short text by heart later. `mini` is at 2.14 instead of 2.20 nats after reading an eighth of
     Shakespeare for as long as that helps; where a text is read a few times, it changes nothing.
     """
-    share = (AVERAGING_POWER + 1) / (step + 1 + AVERAGING_POWER)
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
+    return (AVERAGING_POWER + 1) / (step + 1 + AVERAGING_POWER)
+
+
+@torch.no_grad()
+def update_average(average: GPT, model: GPT, share: Tensor) -> None:
+    """Move averaged weights towards those of a model by a share, a scalar."""
+    averaged = list(average.parameters())
+    torch._foreach_lerp_(averaged, list(model.parameters()), [share] * len(averaged))
 
 
 def keep_freed_memory() -> None:
@@ -224,7 +244,8 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
         return torch.cat(losses)
 
     model.eval()
-    losses, _ = halve_until_it_fits(read, max(1, EVALUATION_BATCH // block_size))
+    at_once = EVALUATION_BATCH[ids.device.type] // block_size
+    losses, _ = halve_until_it_fits(read, max(1, at_once))
     model.train()
     if losses is None:
         raise DoesNotFitError(

@@ -22,7 +22,7 @@ from torch.profiler import profile
 
 import model
 import train
-from data import draw_batch
+from data import draw_starts, read_windows
 from training import keep_freed_memory, piece_size
 
 ROUNDS = 7
@@ -40,9 +40,9 @@ def textbook_step(run: train.Run) -> Callable[[int, int], Tensor]:
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-4)
 
     def take_step(step: int, _: int) -> Tensor:
-        inputs, targets = draw_batch(
-            run.training_ids, run.config.batch_size, gpt.config.block_size, 1, step
-        )
+        ids, block_size = run.training_ids, gpt.config.block_size
+        starts = draw_starts(len(ids), run.config.batch_size, block_size, 1, step)
+        inputs, targets = read_windows(ids, starts.to(ids.device), block_size)
         loss = F.cross_entropy(gpt(inputs).flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)

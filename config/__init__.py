@@ -24,6 +24,7 @@ from config.hardware import (
     choose_precision,
     peak_memory,
     ran_out_of_memory,
+    to_device,
 )
 from config.script import (
     StopRequest,
@@ -53,6 +54,7 @@ __all__ = [
     "peak_memory",
     "ran_out_of_memory",
     "run_script",
+    "to_device",
 ]
 
 # In order of size.

@@ -5,6 +5,7 @@ import sys
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 try:
     import resource
@@ -49,6 +50,38 @@ def choose_precision(
     if device.type == "cpu" and n_embd < NARROWEST_BFLOAT16:
         return torch.float32, f"faster than bfloat16 for a model {n_embd} wide"
     return torch.bfloat16, f"this {'GPU' if device.type == 'cuda' else 'processor'} is fast at it"
+
+
+def to_device(model: nn.Module, device: torch.device, ids: Tensor) -> None:
+    """Bring a network to a device.
+
+    What it makes of ids (B, T) is compared with what it makes of them on the CPU if the device is
+    an Apple GPU, some of whose operations have been wrong; ValueError if it is something else.
+    """
+    expected = logits_of(model, ids) if device.type == "mps" else None
+    model.to(device)
+    if expected is not None:
+        refuse_other_logits(logits_of(model, ids.to(device)).cpu(), expected, device)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return what a network makes of ids (B, T) when it does not train, (B, T, V)."""
+    was_training = model.training
+    logits = model.eval()(ids)
+    model.train(was_training)
+    return logits
+
+
+def refuse_other_logits(logits: Tensor, expected: Tensor, device: torch.device) -> None:
+    """Raise ValueError if logits are not those expected, but for rounding."""
+    # Float32 rounds to a millionth, and some layers add that up.
+    difference = ((logits - expected).norm() / expected.norm()).item()
+    if not difference < 1e-3:
+        raise ValueError(
+            f"on {device} the model gives other numbers than on the CPU (they are off by "
+            f"{difference:.1%}); use --device cpu"
+        )
 
 
 def peak_memory(device: torch.device) -> str:

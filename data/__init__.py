@@ -2,11 +2,12 @@
 
 from data.baselines import COUNTED_CHARACTERS, baselines, bytes_per_character
 from data.batches import (
-    draw_batch,
+    draw_starts,
     evenly_spaced,
     fit_block_size,
     predicted_places,
     read_in_order,
+    read_windows,
     step_seed,
 )
 from data.catalogue import CATALOGUE
@@ -25,13 +26,14 @@ __all__ = [
     "baselines",
     "bytes_per_character",
     "coverage",
-    "draw_batch",
+    "draw_starts",
     "evenly_spaced",
     "fit_block_size",
     "predicted_places",
     "read_file",
     "read_in_order",
     "read_text",
+    "read_windows",
     "step_seed",
     "survey",
 ]

@@ -33,10 +33,8 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def draw_batch(
-    ids: Tensor, batch_size: int, block_size: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Take `batch_size` windows from all over the text: inputs and targets, each (B, T).
+def draw_starts(length: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
+    """Return where the windows of a batch start, all over a text of some length: (B,).
 
     Each window starts a golden section of the text after the one before it, around the end to
     the beginning; the seed decides where the first one is (a Weyl sequence: Knuth, The Art of
@@ -48,14 +46,19 @@ def draw_batch(
     batches that it would have seen without the interruption. A text with no more than
     `block_size` characters is a ValueError.
     """
-    if len(ids) <= block_size:
-        raise ValueError(f"the text has {len(ids)} characters; block_size {block_size} needs more")
+    if length <= block_size:
+        raise ValueError(f"the text has {length} characters; block_size {block_size} needs more")
     numbers = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)
     # Places in units of 2^-64 of the text: unsigned integers wrap around where the text does.
     (first,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     places = ((first + numbers * GOLDEN_SECTION) >> np.uint64(11)) / 2**53  # from 0 to below 1
-    starts = torch.from_numpy((places * (len(ids) - block_size)).astype(np.int64))
-    windows = ids[starts[:, None] + torch.arange(block_size + 1)].long()  # (B, T + 1)
+    return torch.from_numpy((places * (length - block_size)).astype(np.int64))
+
+
+def read_windows(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Read windows of a text, given where they start (B,): inputs and targets, (B, T) each."""
+    places = starts[:, None] + torch.arange(block_size + 1, device=starts.device)
+    windows = ids[places].long()  # (B, T + 1)
     # The target of each character is the character after it.
     return windows[:, :-1], windows[:, 1:]
 
@@ -71,8 +74,7 @@ def read_in_order(
     """
     starts = _window_starts(len(ids), block_size, max_characters)
     for several in starts.split(batch_size) if len(starts) else ():
-        windows = ids[several[:, None] + torch.arange(block_size + 1)].long()  # (B, T + 1)
-        yield windows[:, :-1], windows[:, 1:]
+        yield read_windows(ids, several, block_size)
     if not _is_shortened(len(ids), block_size, max_characters):
         rest = ids[len(starts) * block_size :].long()
         if len(rest) > 1:

@@ -126,15 +126,15 @@ def test_run_that_was_stopped_goes_on(compared, monkeypatch):
     asked = load_checkpoint(run / LAST).settings["train"]
     shutil.rmtree(run)
     words = ["book.txt", *NARROW, "--preset", "deep.toml", "--out", str(run), "--max_steps", "63"]
-    draw_batch = training.draw_batch
+    draw_starts = training.draw_starts
 
     def draw_and_stop(*arguments):
         if arguments[-1] == 30:
             signal.raise_signal(signal.SIGTERM)
-        return draw_batch(*arguments)
+        return draw_starts(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "draw_batch", draw_and_stop)
+        patch.setattr(training, "draw_starts", draw_and_stop)
         stopped = train.main([*words, f"--eval_interval={asked['eval_interval']}"])
     assert stopped == 128 + signal.SIGTERM
     assert load_checkpoint(run / LAST).progress.step == 31

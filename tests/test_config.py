@@ -16,6 +16,7 @@ from config import (
     choose_precision,
     load_preset,
 )
+from config.hardware import refuse_other_logits
 from model import GPT, GPTConfig
 
 SECTIONS = train.SECTIONS
@@ -132,3 +133,12 @@ def test_precision_is_what_was_asked_for_or_fits_the_width():
     assert choose_precision("bfloat16", cpu, 32)[0] == torch.bfloat16
     assert choose_precision("float32", cpu, 384)[0] == torch.float32
     assert choose_precision("auto", cpu, 32)[0] == torch.float32
+
+
+def test_device_that_computes_something_else_is_refused():
+    torch.manual_seed(1)
+    expected, device = torch.randn(1, 8, 5), torch.device("mps")
+    refuse_other_logits(expected * (1 + 1e-5), expected, device)
+    for wrong in (expected * 1.01, expected.roll(1, 1), torch.full_like(expected, torch.nan)):
+        with pytest.raises(ValueError, match="on mps the model gives other numbers than on the C"):
+            refuse_other_logits(wrong, expected, device)

@@ -16,13 +16,14 @@ from data import (
     baselines,
     bytes_per_character,
     coverage,
-    draw_batch,
+    draw_starts,
     evenly_spaced,
     fit_block_size,
     predicted_places,
     read_file,
     read_in_order,
     read_text,
+    read_windows,
     step_seed,
     survey,
 )
@@ -161,7 +162,7 @@ def test_another_text_may_be_for_validation():
 @pytest.mark.parametrize(("n", "wanted", "fitting"), [(900, 64, 64), (90, 64, 45), (18, 8, 8)])
 def test_context_shrinks_to_fit_a_short_text(n, wanted, fitting):
     assert fit_block_size(n, 2, wanted) == fitting
-    draw_batch(torch.arange(n), 2, fitting, seed=1, step=0)
+    draw_starts(n, 2, fitting, seed=1, step=0)
     assert sum(y.numel() for _, y in read_in_order(torch.arange(n), fitting, 4)) == n - 1
 
 
@@ -173,8 +174,8 @@ def test_too_short_a_text_is_refused(n_training, n_validation):
 
 
 def test_targets_are_the_next_characters_and_windows_stay_inside():
-    ids = torch.arange(50)
-    inputs, targets = draw_batch(ids, 1000, 8, seed=1, step=0)
+    starts = draw_starts(50, 1000, 8, seed=1, step=0)
+    inputs, targets = read_windows(torch.arange(50), starts, 8)
     assert inputs.shape == targets.shape == (1000, 8)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert torch.equal(inputs + 1, targets)
@@ -182,10 +183,8 @@ def test_targets_are_the_next_characters_and_windows_stay_inside():
 
 
 def test_batch_depends_on_seed_and_step_alone():
-    ids = torch.arange(100_000)
-
     def batch(seed, step):
-        return draw_batch(ids, 4, 8, seed, step)[0]
+        return draw_starts(100_000, 4, 8, seed, step)
 
     first = batch(1, 2)
     torch.manual_seed(0)
@@ -202,7 +201,7 @@ def test_windows_are_spread_evenly_over_the_text(n, block_size):
     ids, read = torch.arange(n), torch.zeros(n, dtype=torch.long)
     steps = n // (16 * block_size) + 1
     for step in range(2 * steps):
-        inputs, _ = draw_batch(ids, 16, block_size, 1, step)
+        inputs, _ = read_windows(ids, draw_starts(n, 16, block_size, 1, step), block_size)
         read += torch.bincount(inputs.flatten(), minlength=n)
         if step == steps - 1:
             # Drawn at random, they leave out 37 % after one reading, and 13 % after two.

@@ -19,7 +19,7 @@ import run
 import train
 import training
 from checkpoint import BEST, LAST, load_checkpoint, read_log
-from data import draw_batch
+from data import draw_starts
 from model import GPT
 
 pty = pytest.importorskip("pty", reason="terminals, signals and limits as on Unix")
@@ -33,11 +33,11 @@ def at_step(monkeypatch) -> Callable:
     """Have something happen in the middle of certain steps."""
     actions = {}
 
-    def draw_and_act(ids, batch_size, block_size, seed, step):
+    def draw_and_act(length, batch_size, block_size, seed, step):
         actions.get(step, lambda: None)()
-        return draw_batch(ids, batch_size, block_size, seed, step)
+        return draw_starts(length, batch_size, block_size, seed, step)
 
-    monkeypatch.setattr(training, "draw_batch", draw_and_act)
+    monkeypatch.setattr(training, "draw_starts", draw_and_act)
     return lambda step, action: actions.update({step: action})
 
 

@@ -52,7 +52,7 @@ def test_schedule_reaches_every_group():
     momenta = []
     for step in (0, 150, 300, 1000):
         set_schedule([adamw, muon], step, 2000, config)
-        momenta.append(muon.param_groups[0]["momentum"])
+        momenta.append(muon.param_groups[0]["momentum"].item())
     assert momenta == pytest.approx([0.85, 0.9, 0.95, 0.95])
 
 

@@ -40,7 +40,8 @@ def test_average_counts_late_weights_most_and_forgets_the_first():
     for step in range(100):
         for parameter in model.parameters():
             torch.nn.init.constant_(parameter, step + 1)
-        training.update_average(average, model, step)
+        share = torch.tensor(training.averaging_share(step))
+        training.update_average(average, model, share)
     # Step t counts (t + 1)(t + 2)...(t + p) times, so the mean of t is ((p + 1) 100 + 1) / (p + 2).
     for parameter in average.parameters():
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1701 / 18))
