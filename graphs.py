@@ -47,9 +47,10 @@ class Recorded:
             graph = torch.cuda.CUDAGraph()
             self.argument = argument.clone()
             # Recording computes nothing, so a failure leaves everything as it was.
-            with torch.cuda.graph(graph):
+            # The outer context goes back to the stream of before even after a failure.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self.result = self.function(self.argument)
             self.graph = graph
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             tqdm.write(f"the GPU waits for Python, which is slower: {reason}", file=sys.stderr)

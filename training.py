@@ -34,7 +34,7 @@ EVALUATED_CHARACTERS = 2**18
 # The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
 # the run. From 8 to 20 it makes no difference.
 AVERAGING_POWER = 16
-# How much evaluation reads at once depends on no setting, so neither does its result.
+# How much evaluation reads at once depends on the device only, and so does its result.
 EVALUATION_BATCH = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 
 Result = TypeVar("Result")
