@@ -141,14 +141,12 @@ class Muon(Optimizer):
             for matrix, parts in zip(ahead, self.parts, strict=True)
             for piece in matrix.chunk(parts)
         ]
-        directions = orthogonalize(pieces)
-        torch._foreach_mul_(directions, group["lr"])
-        moves = iter(directions)
+        directions = iter(orthogonalize(pieces))
         for parameter, parts in zip(parameters, self.parts, strict=True):
             for piece in parameter.chunk(parts):
                 # A tall matrix gets longer steps, so that its outputs change as much as others'.
                 stretch = max(1, piece.size(0) / piece.size(1)) ** 0.5
-                piece.sub_(next(moves), alpha=stretch)
+                piece.addcmul_(next(directions), group["lr"], value=-stretch)
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
