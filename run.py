@@ -341,8 +341,7 @@ def assemble(
     """Bring model and text to the device, and say what will be trained there."""
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
-    window = torch.arange(model.config.block_size)[None] % model.vocab_size  # (1, T)
-    to_device(model, device, window)
+    to_device(model, device)
     total, in_blocks = model.count_parameters()
     print(
         f"model    {total:,} parameters, {in_blocks:,} without embeddings and head; "

@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, vocabulary = load_model(run)
         prompt = read_prompt(writing, vocabulary)
         stop = read_stop(writing, vocabulary)
-        window = torch.arange(model.config.block_size)[None] % model.vocab_size  # (1, T)
-        to_device(model, device, window)
+        to_device(model, device)
     seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
     show = harmless if sys.stdout.isatty() else str

@@ -52,12 +52,13 @@ def choose_precision(
     return torch.bfloat16, f"this {'GPU' if device.type == 'cuda' else 'processor'} is fast at it"
 
 
-def to_device(model: nn.Module, device: torch.device, ids: Tensor) -> None:
-    """Bring a network to a device.
+def to_device(model: nn.Module, device: torch.device) -> None:
+    """Bring a GPT to a device.
 
-    What it makes of ids (B, T) is compared with what it makes of them on the CPU if the device is
-    an Apple GPU, some of whose operations have been wrong; ValueError if it is something else.
+    An Apple GPU, some of whose operations have been wrong, has to make of one window what the CPU
+    makes of it; ValueError if it makes something else.
     """
+    ids = torch.arange(model.config.block_size)[None] % model.vocab_size  # (1, T)
     expected = logits_of(model, ids) if device.type == "mps" else None
     model.to(device)
     if expected is not None:
