@@ -1,56 +1,232 @@
-"""CUDA graphs: what a GPU is told to do, recorded once and replayed. Nothing else knows of them."""
+"""What is done in every step, recorded once and replayed; nothing else knows how.
 
+On an NVIDIA GPU that is a CUDA graph. On a CPU it is a list of operations: a step of `tiny` is
+hundreds of small ones, and what Python and autograd do between them takes as long as they do.
+"""
+
+import functools
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 # Libraries set themselves up when they are first used, and that must not be recorded.
 CALLS_BEFORE_RECORDING = 3
 
+# An operation as it was carried out, with what it was given, and what it returned.
+Call = tuple[OpOverload, tuple, dict[str, Any], Any]
 
-def recorded(function: Callable[[Tensor], Tensor], device: torch.device) -> Callable:
-    """Return a function of one tensor in its fastest form: on a GPU it is recorded."""
-    return Recorded(function) if device.type == "cuda" else function
+aten = torch.ops.aten
+ALLOCATIONS = {
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
+COPIES = {aten.clone.default, aten._to_copy.default}
 
 
 class Recorded:
-    """A function of one tensor on a GPU that is recorded in an early call and replayed after that.
+    """A function of one tensor that is recorded in an early call and replayed after that.
 
-    A small model keeps a GPU waiting for Python; what is recorded comes without Python. Each call
-    must do the same to the same tensors, its argument apart: what differs between calls has to be
-    read from tensors, and nothing may wait for a result. Random numbers are those of the seed at
-    the time of the call. Where recording fails, one line says so, and the function is called as
-    it is from then on.
+    Each call must do the same to the same tensors, its argument apart: what differs between calls
+    has to be read from tensors, and nothing may depend on a result. What a call leaves for later
+    ones lies in tensors that were there before. Random numbers can be drawn on a GPU only; they
+    are those of the seed at the time of the call. Where recording a GPU fails, one line says so,
+    and the function is called as it is from then on.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]):
+    def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device):
         self.function = function
+        self.on_gpu = device.type == "cuda"
         self.calls = 0
-        self.graph = None
+        self.replay: Callable[[], None] | None = None
 
     def __call__(self, argument: Tensor) -> Tensor:
         """Return what the function returns, in a tensor of its own."""
         self.calls += 1
         if self.calls == CALLS_BEFORE_RECORDING + 1:
-            self._record(argument)
-        if self.graph is None:
+            self.argument = argument.clone()
+            return self._record_graph() if self.on_gpu else self._record_operations()
+        if self.replay is None:
             return self.function(argument)
         self.argument.copy_(argument)
-        self.graph.replay()
+        self.replay()
         return self.result.clone()
 
-    def _record(self, argument: Tensor) -> None:
+    def _record_graph(self) -> Tensor:
         try:
             graph = torch.cuda.CUDAGraph()
-            self.argument = argument.clone()
-            # Recording computes nothing, so a failure leaves everything as it was.
-            # The outer context goes back to the stream of before even after a failure.
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-                self.result = self.function(self.argument)
-            self.graph = graph
+            # Recording computes nothing, so a failure leaves everything as it was, if the random
+            # numbers come from a copy of their state, which it may leave as in the middle of it.
+            generator = torch.cuda.default_generators[self.argument.device.index]
+            state = generator.graphsafe_get_state()
+            generator.graphsafe_set_state(generator.clone_state())
+            try:
+                # The outer context goes back to the stream of before even after a failure.
+                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+                    self.result = self.function(self.argument)
+            except BaseException:
+                generator.graphsafe_set_state(state)
+                raise
         except (MemoryError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             tqdm.write(f"the GPU waits for Python, which is slower: {reason}", file=sys.stderr)
+            return self.function(self.argument)
+        self.replay = graph.replay
+        self.replay()
+        return self.result.clone()
+
+    def _record_operations(self) -> Tensor:
+        with Operations() as operations:
+            self.result = self.function(self.argument).detach()
+        self.replay = operations.repeater(self.result)
+        return self.result.clone()
+
+
+def recording_on_gpu() -> bool:
+    """Tell whether what is done now is being recorded on a GPU, so that it computes nothing."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class Operations(TorchDispatchMode):
+    """The operations that torch carries out while it is entered, to be repeated later."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[Call] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Or else torch imports its compiler when it is first entered, which takes a second.
+        return False
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        # Kept as aliases: autograd hands a gradient on, instead of copying it, if no one else
+        # holds it.
+        self.calls.append((operation, *_changed(Tensor.detach, (args, kwargs or {}, result))))
+        return result
+
+    def repeater(self, kept: Tensor) -> Callable[[], None]:
+        """Return a function that does again what makes the kept tensor and changes older ones."""
+        place = _share_memory(self.calls, kept)
+        again = []
+        for operation, *call in self.calls:
+            if not _computes_nothing(operation, *call):
+                again.append(_in_place(operation, *_changed(place, call)))
+
+        @torch.no_grad()
+        def repeat() -> None:
+            for call in again:
+                call()
+
+        return repeat
+
+
+def _share_memory(calls: Sequence[Call], kept: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that gives the tensor to use in place of a recorded one.
+
+    What only calls between two others need lies where other such tensors lay before: a step of
+    `mini` uses 43 instead of 130 MB over and over, of which more stays in the cache.
+    """
+    uses: dict[int, list[int]] = {}
+    made = set()
+    for i, (_, args, kwargs, result) in enumerate(calls):
+        for tensor in _tensors((args, kwargs)):
+            uses.setdefault(_memory(tensor), []).append(i)
+        for tensor in _tensors(result):
+            if _memory(tensor) not in uses:
+                made.add(_memory(tensor))
+            uses.setdefault(_memory(tensor), []).append(i)
+    made.remove(_memory(kept))
+    blocks: dict[int, UntypedStorage] = {}
+    free: dict[int, list[UntypedStorage]] = defaultdict(list)
+    for i, (_, *call) in enumerate(calls):
+        sizes = {_memory(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(call)}
+        for memory, size in sizes.items():
+            if memory in made and memory not in blocks:
+                blocks[memory] = free[size].pop() if free[size] else UntypedStorage(size)
+        for memory, size in sizes.items():
+            if memory in made and uses[memory][-1] == i:
+                free[size].append(blocks[memory])
+
+    def place(tensor: Tensor) -> Tensor:
+        block = blocks.get(_memory(tensor))
+        if block is None:
+            return tensor
+        shape = tensor.storage_offset(), tensor.size(), tensor.stride()
+        return torch.empty(0, dtype=tensor.dtype).set_(block, *shape)
+
+    return place
+
+
+def _computes_nothing(operation: OpOverload, args: tuple, kwargs: dict, result: Any) -> bool:
+    """Tell whether an operation only allocates, or gives its argument another shape."""
+    if operation in ALLOCATIONS:
+        return True
+    given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+    return not operation._schema.is_mutable and all(_memory(x) in given for x in _tensors(result))
+
+
+def _in_place(operation: OpOverload, args: tuple, kwargs: dict, result: Any) -> Callable:
+    """Return a call that makes a result anew where it lies."""
+    if operation._schema.is_mutable:
+        return functools.partial(operation, *args, **kwargs)
+    if operation in COPIES:
+        return functools.partial(result.copy_, args[0])
+    if (form := _out_form(operation)) is not None:
+        results = result if isinstance(result, tuple) else (result,)
+        other, names = form
+        return functools.partial(other, *args, **kwargs, **dict(zip(names, results, strict=True)))
+
+    def compute_and_copy() -> None:
+        for old, new in zip(_tensors(result), _tensors(operation(*args, **kwargs)), strict=True):
+            old.copy_(new)
+
+    return compute_and_copy
+
+
+@functools.cache
+def _out_form(operation: OpOverload) -> tuple[OpOverload, list[str]] | None:
+    """Return the operation that writes its results into given tensors, and their names in it."""
+
+    def inputs(of: OpOverload) -> list[tuple[str, str]]:
+        return [(a.name, str(a.type)) for a in of._schema.arguments if not a.is_out]
+
+    for name in operation._overloadpacket.overloads():
+        other = getattr(operation._overloadpacket, name)
+        outs = [argument.name for argument in other._schema.arguments if argument.is_out]
+        if outs and inputs(other) == inputs(operation):
+            return other, outs
+    return None
+
+
+def _changed(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return a value of tuples, lists and dictionaries with each tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_changed(change, part) for part in value)
+    if isinstance(value, dict):
+        return {name: _changed(change, part) for name, part in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value of tuples, lists and dictionaries."""
+    tensors: list[Tensor] = []
+    _changed(lambda tensor: tensors.append(tensor) or tensor, value)
+    return tensors
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return what tensors have in common that lie in the same memory."""
+    return tensor.untyped_storage()._cdata

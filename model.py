@@ -92,13 +92,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -
     if query.is_cuda and S == T:
         # The fused kernel of a GPU keeps the scores out of memory. (That of a CPU is slower.)
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    # Row t stands at position S - T + t, and whatever lies right of that is its future.
-    mask = query.new_full((T, S), float("-inf")).triu(S - T + 1)
+    mask = causal_mask(T, S, query.dtype, query.device)
     # One product for all heads also scales and adds the mask, which saves two passes over scores.
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, T or S, D)
     scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=1 / math.sqrt(D))
     weights = drop(scores.softmax(dim=2), dropout)  # (B * H, T, S)
     return (weights @ value).unflatten(0, (B, H))  # (B, H, T, D)
+
+
+@functools.lru_cache(maxsize=4)
+def causal_mask(T: int, S: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what takes the future out of scores: (T, S), minus infinity there and 0 elsewhere."""
+    # Row t stands at position S - T + t, and whatever lies right of that is its future.
+    return torch.full((T, S), -math.inf, dtype=dtype, device=device).triu(S - T + 1)
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -258,11 +264,13 @@ class GPT(nn.Module):
         self,
         ids: Tensor,
         sampling: SamplingConfig,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         cached: bool = True,
         unwritten: Sequence[int] = (),
     ) -> Iterator[Tensor]:
         """Continue ids (B, T) without end, yielding the next ids (B,) one position at a time.
+
+        Each row has a generator of its own, so that it does not depend on those beside it.
 
         Learned positions cannot slide under cached keys: when the window is full, its newest
         half is read again from position 0. `cached=False` follows the same rule but reads the
@@ -282,7 +290,13 @@ class GPT(nn.Module):
                 unread = window[:, caches[0].length :] if caches else window
                 logits = self(unread, caches)[:, -1]  # (B, V)
                 logits[:, list(unwritten)] = -math.inf
-                next_ids = draw(logits, sampling, generator)
+                noise = torch.empty_like(logits, dtype=torch.float32)
+                if generators is None:
+                    noise.exponential_()
+                else:
+                    for row, generator in zip(noise, generators, strict=True):
+                        row.exponential_(generator=generator)
+                next_ids = draw(logits, sampling, noise)
                 yield next_ids
                 window = torch.cat((window, next_ids[:, None]), dim=1)
         finally:
@@ -294,20 +308,26 @@ class GPT(nn.Module):
         return total, sum(parameter.numel() for parameter in self.blocks.parameters())
 
 
-def draw(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator | None) -> Tensor:
-    """Draw one id (B,) from each row of logits (B, V)."""
+def draw(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """Draw one id (B,) from each row of logits (B, V); noise (B, V) is exponentially distributed.
+
+    Of clocks that ring at random with rates p, each is the first to ring with probability p.
+    """
     # So close to 0, dividing by the temperature would overflow.
     if sampling.temperature < 1e-4:
         return logits.argmax(dim=1)
-    V = logits.size(1)
-    # Likeliest first, so that every rule below keeps a prefix of the row.
-    logits, ids = logits.float().topk(min(sampling.top_k or V, V), dim=1)
+    logits, ids = logits.float(), None
+    if sampling.top_k is not None or sampling.top_p is not None:
+        # Likeliest first, so that both rules keep a prefix of the row.
+        V = logits.size(1)
+        logits, ids = logits.topk(min(sampling.top_k or V, V), dim=1)
+        noise = noise.gather(1, ids)
     probabilities = (logits / sampling.temperature).softmax(dim=1)
     keep = torch.ones_like(probabilities, dtype=torch.bool)
     if sampling.top_p is not None:
         likelier = probabilities.cumsum(dim=1) - probabilities
         keep &= likelier < sampling.top_p
     if sampling.min_p is not None:
-        keep &= probabilities >= sampling.min_p * probabilities[:, :1]
-    choice = torch.multinomial(probabilities * keep, 1, generator=generator)  # (B, 1)
-    return ids.gather(1, choice).squeeze(1)
+        keep &= probabilities >= sampling.min_p * probabilities.amax(dim=1, keepdim=True)
+    choice = (probabilities * keep / noise).argmax(dim=1, keepdim=True)  # (B, 1)
+    return (choice if ids is None else ids.gather(1, choice)).squeeze(1)

@@ -53,6 +53,9 @@ class WritingConfig:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
+# Texts that are written side by side: each weight is then read once for all of them.
+TEXTS_AT_ONCE = 64
+
 SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 
 
@@ -78,16 +81,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
     show = harmless if sys.stdout.isatty() else str
     try:
-        for i in range(writing.num_samples):
-            print("\n---\n" * (i > 0) + show(prompt), end="", flush=True)
-            # The seeds follow one another, so any of the texts can be had again by itself.
-            generator = torch.Generator(device).manual_seed(seed + i)
+        # The seeds follow one another, so any of the texts can be had again by itself.
+        seeds = range(seed, seed + writing.num_samples)
+        for first in range(0, len(seeds), TEXTS_AT_ONCE):
+            generators = [
+                torch.Generator(device).manual_seed(s) for s in seeds[first:][:TEXTS_AT_ONCE]
+            ]
             ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device).long()
-            stream = model.generate(ids, sampling, generator, unwritten=vocabulary.unwritten)
+            ids = ids.expand(len(generators), -1)  # (B, T)
+            stream = model.generate(ids, sampling, generators, unwritten=vocabulary.unwritten)
             with contextlib.closing(stream):
-                characters = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
-                for character in until(stop, itertools.islice(characters, writing.length)):
-                    print(show(character), end="", flush=True)
+                # A column holds the next character of each text.
+                columns = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
+                columns = itertools.islice(columns, writing.length)
+                # The first text is shown as it is written, the others after it.
+                for i, own in enumerate(itertools.tee(columns, len(generators))):
+                    print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
+                    for character in until(stop, (column[i] for column in own)):
+                        print(show(character), end="", flush=True)
     finally:
         print()
     return 0

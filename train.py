@@ -36,6 +36,7 @@ from data import (
     predicted_places,
     survey,
 )
+from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
 from report import PLOTTING, curve
@@ -180,8 +181,11 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
         return time.perf_counter() - began
 
     step = seconds_of_a_step()
-    # The first step loads and compiles kernels: where steps are fast, the next five tell more.
+    # The first step loads and compiles kernels, and a later one is recorded: where steps are fast,
+    # those after it tell more.
     if step < 1 or thoroughly:
+        for _ in range(CALLS_BEFORE_RECORDING):
+            seconds_of_a_step()
         step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 5))
     batch = run.config.batch_size * model.config.block_size
     n_evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
@@ -258,7 +262,7 @@ def write_sample(run: Run) -> str:
     prompt = run.vocabulary.encode(run.vocabulary.start)[None].to(device).long()
     generator = torch.Generator(device).manual_seed(run.config.seed)
     stream = run.average.generate(
-        prompt, SamplingConfig(), generator, unwritten=run.vocabulary.unwritten
+        prompt, SamplingConfig(), [generator], unwritten=run.vocabulary.unwritten
     )
     with contextlib.closing(stream):
         return run.vocabulary.decode(int(i) for i in itertools.islice(stream, SAMPLE_LENGTH))

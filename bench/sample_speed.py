@@ -1,6 +1,8 @@
-"""Measure how fast a preset writes near the end of its context, with the cache and without it.
+"""Measure how fast a preset writes near the end of its context: one text and many side by side.
 
-python bench/sample_speed.py base
+python bench/sample_speed.py base 64
+
+Beside it, one text without the cache, for which every character reads the whole context again.
 """
 
 import contextlib
@@ -15,37 +17,48 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train
-from config import build, load_preset
+from config import build, choose_device, load_preset
 from model import GPT, SamplingConfig
 
 VOCABULARY = 65
 ROUNDS = 5
 
 
-def characters_per_second(model: GPT, count: int, cached: bool) -> float:
-    """Write the last `count` characters that fit into the context, the first one not counted."""
-    prompt = torch.zeros(1, model.config.block_size - count, dtype=torch.long)
-    with contextlib.closing(model.generate(prompt, SamplingConfig(), cached=cached)) as stream:
-        next(stream)
+def characters_per_second(model: GPT, texts: int, cached: bool) -> float:
+    """Write the last eighth of the context, its first character not counted."""
+    block_size, device = model.config.block_size, model.head.weight.device
+    count = block_size // 8
+    prompt = torch.zeros(texts, block_size - count, dtype=torch.long, device=device)
+    generators = [torch.Generator(device).manual_seed(i) for i in range(texts)]
+    with contextlib.closing(model.generate(prompt, SamplingConfig(), generators, cached)) as stream:
+        next(stream).tolist()
         began = time.perf_counter()
-        for _ in itertools.islice(stream, count):
-            pass
-        return count / (time.perf_counter() - began)
+        for ids in itertools.islice(stream, count):
+            ids.tolist()
+        return texts * count / (time.perf_counter() - began)
 
 
 def main() -> None:
-    """Time both ways in turn and print their medians."""
-    preset = sys.argv[1]
+    """Time all of it in turn and print the medians."""
+    preset, texts = sys.argv[1], int(sys.argv[2])
     model_config, *_ = build(train.SECTIONS, load_preset(preset, train.SECTIONS))
-    model, count = GPT(model_config, VOCABULARY), model_config.block_size // 8
-    rounds = [
-        (characters_per_second(model, count, True), characters_per_second(model, count, False))
-        for _ in range(ROUNDS)
-    ]
-    cached, uncached = (statistics.median(speeds) for speeds in zip(*rounds, strict=True))
-    ratio = statistics.median(fast / slow for fast, slow in rounds)
-    print(f"{preset}, context {model_config.block_size}, {VOCABULARY} different characters, CPU:")
-    print(f"{cached:,.0f} characters/s with the cache, {uncached:,.1f} without, ratio {ratio:.1f}")
+    device, _ = choose_device("auto")
+    model = GPT(model_config, VOCABULARY).to(device)
+    ways = {
+        "one text without the cache": (1, False),
+        "one text": (1, True),
+        f"{texts} texts side by side": (texts, True),
+    }
+    speeds = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            speeds[name].append(characters_per_second(model, *way))
+    slowest = next(iter(speeds.values()))
+    print(f"{preset}, context {model_config.block_size}, {VOCABULARY} different characters")
+    for name, measured in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(measured, slowest, strict=True))
+        print(f"{statistics.median(measured):10,.0f} characters/s, {ratio:5.1f} times: {name}")
+    print(f"on {device}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ class FaultyGPT(GPT):
 @pytest.fixture
 def faulty(monkeypatch) -> type[FaultyGPT]:
     monkeypatch.setattr(run, "GPT", FaultyGPT)
+    # A recorded step does not call the network any more.
+    monkeypatch.setattr(training, "RECORDED_ACTIVATIONS", 0)
     monkeypatch.setattr(FaultyGPT, "fault", "")
     return FaultyGPT
 

@@ -18,7 +18,17 @@ MAY_USE = {
     "training": {"graphs", "model", "data", "config", "optimizer"},
     "run": {"training", "checkpoint", "model", "data", "config", "optimizer"},
     "measurement": {"run", "training", "checkpoint", "report", "model", "data", "config"},
-    "train": {"run", "training", "report", "checkpoint", "model", "data", "config", "optimizer"},
+    "train": {
+        "run",
+        "training",
+        "graphs",
+        "report",
+        "checkpoint",
+        "model",
+        "data",
+        "config",
+        "optimizer",
+    },
     "compare": {
         "measurement",
         "run",

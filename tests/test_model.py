@@ -237,16 +237,19 @@ def test_dropout_changes_training_only():
 def test_draw_keeps_the_likeliest(settings, possible):
     probabilities = torch.tensor([0.2, 0.05, 0.4, 0.1, 0.25])
     sampling = SamplingConfig(**{"temperature": 1.0, **settings})
-    logits = probabilities.log().expand(4000, 5)
-    ids = draw(logits, sampling, torch.Generator().manual_seed(1))
+    ids = draw(probabilities.log().expand(4000, 5), sampling, exponential_noise(4000))
     assert set(ids.tolist()) == possible
+
+
+def exponential_noise(n: int) -> torch.Tensor:
+    return torch.empty(n, 5).exponential_(generator=torch.Generator().manual_seed(1))
 
 
 def test_draw_follows_the_probabilities():
     probabilities = torch.tensor([0.2, 0.05, 0.4, 0.1, 0.25])
     sampling = SamplingConfig(temperature=0.5)
     n = 100_000
-    ids = draw(probabilities.log().expand(n, 5), sampling, torch.Generator().manual_seed(1))
+    ids = draw(probabilities.log().expand(n, 5), sampling, exponential_noise(n))
     expected = probabilities**2 / (probabilities**2).sum()
     standard_errors = (expected * (1 - expected) / n).sqrt()
     assert ((ids.bincount() / n - expected).abs() < 4 * standard_errors).all()

@@ -43,11 +43,14 @@ def test_seed_decides_the_text(trained, capsys):
     assert one == same != other
 
 
-def test_each_of_several_texts_can_be_had_by_itself(trained, capsys):
-    words = ("--length", "50", "--prompt", "Bo")
-    together = written(capsys, *words, "--seed", "7", "--num_samples", "3")
-    apart = [written(capsys, *words, "--seed", seed) for seed in ("7", "8", "9")]
+@pytest.mark.parametrize("words", [[], ["--stop", " "], ["--top_k", "3", "--top_p", "0.9"]])
+def test_each_of_several_texts_can_be_had_by_itself(trained, monkeypatch, capsys, words):
+    monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 3)  # 7, 8 and 9 side by side, then 10 and 11
+    words = ["--length", "50", "--prompt", "Bo", *words]
+    together = written(capsys, *words, "--seed", "7", "--num_samples", "5")
+    apart = [written(capsys, *words, "--seed", seed) for seed in ("7", "8", "9", "10", "11")]
     assert together.split("\n---\n") == apart
+    assert len(set(apart)) == 5
 
 
 def test_temperature_zero_is_greedy(trained, capsys):
