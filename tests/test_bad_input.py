@@ -205,7 +205,8 @@ def exit_code(words: list[str]) -> int:
         return exit_.code
 
 
-def test_random_bytes_become_a_run_or_get_a_sentence(capsys):
+def test_random_bytes_become_a_run_or_get_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(train, "PLOTTING", False)  # drawing would take most of the time
     draw, codes = random.Random(7), []
     for i in range(100):
         # A third of them are a text: all bytes below 128 are.
