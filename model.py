@@ -270,7 +270,8 @@ class GPT(nn.Module):
     ) -> Iterator[Tensor]:
         """Continue ids (B, T) without end, yielding the next ids (B,) one position at a time.
 
-        Each row has a generator of its own, so that it does not depend on those beside it.
+        Each row has a generator of its own, so that but for rounding it does not depend on those
+        beside it.
 
         Learned positions cannot slide under cached keys: when the window is full, its newest
         half is read again from position 0. `cached=False` follows the same rule but reads the

@@ -191,7 +191,7 @@ def make_optimizers(
             with_muon.append((parameter, 3 if name.endswith("qkv.weight") else 1))
         else:
             decaying.append(parameter)
-    # What changes from step to step is a tensor beside the weights: a CUDA graph can read it.
+    # What changes from step to step is a tensor beside the weights: a recorded step can read it.
     rate = torch.tensor(config.learning_rate, device=next(model.parameters()).device)
     settings = {"lr": rate, "betas": (config.beta1, config.beta2)}
     optimizers: list[Optimizer] = [

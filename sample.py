@@ -53,8 +53,9 @@ class WritingConfig:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
-# Texts that are written side by side: each weight is then read once for all of them.
-TEXTS_AT_ONCE = 64
+# Texts are written side by side, so that each weight is read once for all of them: 64 with a
+# context of 256 characters, and fewer with a longer one, which takes more memory.
+CHARACTERS_AT_ONCE = 2**14
 
 SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 
@@ -83,9 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
-        for first in range(0, len(seeds), TEXTS_AT_ONCE):
+        at_once = max(1, CHARACTERS_AT_ONCE // model.config.block_size)
+        for first in range(0, len(seeds), at_once):
             generators = [
-                torch.Generator(device).manual_seed(s) for s in seeds[first:][:TEXTS_AT_ONCE]
+                torch.Generator(device).manual_seed(s) for s in seeds[first : first + at_once]
             ]
             ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device).long()
             ids = ids.expand(len(generators), -1)  # (B, T)

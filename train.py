@@ -186,7 +186,7 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
     if step < 1 or thoroughly:
         for _ in range(CALLS_BEFORE_RECORDING):
             seconds_of_a_step()
-        step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 5))
+        step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 3))
     batch = run.config.batch_size * model.config.block_size
     n_evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
     # The forward pass is a third of a step's arithmetic.

@@ -28,9 +28,6 @@ from optimizer import Optimizer, OptimizerConfig, set_schedule
 PIECE_CHARACTERS = 4096
 # A batch with fewer activations in a layer than this is not worth a second thread.
 SHARED_ACTIVATIONS = 2**16
-# One with fewer than this in all layers is recorded: a step of `tiny` takes 0.65 of the time, one
-# of `mini` 0.93, of `small` 0.97. Others are not, as a recording holds all that a step computes.
-RECORDED_ACTIVATIONS = 2**21
 # A validation part longer than this is read in evenly spaced windows that add up to it.
 EVALUATED_CHARACTERS = 2**18
 # The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
@@ -99,7 +96,7 @@ def make_step(
         return mean
 
     def move(starts: Tensor) -> Tensor:
-        """Do all that a GPU does in a step, on the windows that start there; return the loss."""
+        """Do all of a step that can be recorded, on windows that start there; return the loss."""
         inputs, targets = read_windows(ids, starts, block_size)  # (B, T) each
         loss, windows = halve_until_it_fits(
             partial(leave_gradient, inputs, targets), pieces.windows
@@ -129,11 +126,9 @@ def make_step(
         # That adds nothing, but if the norm is not finite, it makes the loss not a number.
         return loss + 0 * norm
 
-    activations = batch_size * block_size * model.config.n_embd
     on_cpu = ids.device.type == "cpu"
-    small = activations * model.config.n_layer < RECORDED_ACTIVATIONS
     # On a CPU, Python decides where dropout masks are cut.
-    if ids.is_cuda or (on_cpu and small and not model.config.dropout):
+    if ids.is_cuda or (on_cpu and not model.config.dropout):
         move = Recorded(move, ids.device)
 
     def take_step(step: int, max_steps: int) -> Tensor:
@@ -148,6 +143,7 @@ def make_step(
             starts = starts.pin_memory()
         return move(starts.to(ids.device, non_blocking=True))
 
+    activations = batch_size * block_size * model.config.n_embd
     if on_cpu and activations < SHARED_ACTIVATIONS:
         return one_thread()(take_step)
     return take_step
@@ -221,7 +217,7 @@ def halve_until_it_fits(
         try:
             return attempt(size), size
         except (MemoryError, RuntimeError) as error:
-            # What does not fit twice, recorded and not, is not to be recorded.
+            # Recording on a GPU needs memory of its own: it is given up, and the step made without.
             if recording_on_gpu() or not ran_out_of_memory(error):
                 raise
         # Not in the clause above: there, the error still holds what the attempt has allocated.

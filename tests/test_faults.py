@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SMALL, train_in
 
+import graphs
 import run
 import train
 import training
@@ -64,7 +65,7 @@ class FaultyGPT(GPT):
 def faulty(monkeypatch) -> type[FaultyGPT]:
     monkeypatch.setattr(run, "GPT", FaultyGPT)
     # A recorded step does not call the network any more.
-    monkeypatch.setattr(training, "RECORDED_ACTIVATIONS", 0)
+    monkeypatch.setattr(graphs, "LARGEST_RECORDING", -1)
     monkeypatch.setattr(FaultyGPT, "fault", "")
     return FaultyGPT
 

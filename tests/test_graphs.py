@@ -1,24 +1,34 @@
 """A step can be recorded: nothing that differs between steps is known to Python alone."""
 
+import contextlib
+
 import pytest
 import torch
 from conftest import SMALL
 from torch import Tensor
 
+import graphs
 import train
 import training
 from graphs import CALLS_BEFORE_RECORDING, Recorded
 
 
-@pytest.mark.parametrize("words", [["--dtype", "float32"], ["--dtype", "bfloat16"], []])
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (["--dtype", "float32"], 1),
+        (["--dtype", "bfloat16"], 1),
+        (["--batch_size", "600"], 2),  # which also is enough for two threads
+    ],
+)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_recorded_step_makes_the_same_steps(book, monkeypatch, words, optimizer):
-    words = [book, *SMALL, "--optimizer", optimizer, *(words or ["--batch_size", "300"])]
+def test_recorded_step_makes_the_same_steps(book, monkeypatch, words, pieces, optimizer):
+    words = [book, *SMALL, "--optimizer", optimizer, *words]
     losses, weights, calls = twelve_steps(words)
-    assert calls == CALLS_BEFORE_RECORDING + 1
+    assert calls == pieces * (CALLS_BEFORE_RECORDING + 1)
     monkeypatch.setattr(training, "Recorded", lambda function, _: function)
     plain_losses, plain_weights, calls = twelve_steps(words)
-    assert calls == 12
+    assert calls == pieces * 12
     assert losses == plain_losses
     assert all(map(torch.equal, weights, plain_weights))
 
@@ -33,11 +43,12 @@ def twelve_steps(words: list[str]) -> tuple[list[float], list[Tensor], int]:
     return losses, [*run.model.parameters(), *run.average.parameters()], len(calls)
 
 
-def test_recorded_step_tells_of_weights_that_are_not_finite(book):
+def test_recorded_step_tells_of_gradients_that_are_not_finite(book):
     run = train.begin(*train.command_line().parse([book, *SMALL]))
     take_step = train.step_function(run)
     assert all(take_step(step, 12).isfinite() for step in range(6))
-    torch.nn.init.constant_(run.model.token_embedding.weight, torch.inf)
+    # The loss is a large number, but squares of its gradients are none.
+    torch.nn.init.normal_(run.model.head.weight, std=1e25)
     assert take_step(6, 12).isnan()
 
 
@@ -72,10 +83,41 @@ def test_recorded_function_computes_with_what_its_tensors_hold_then():
     assert len(set(expected)) == 8
 
 
+def look_at_a_number(x: Tensor) -> Tensor:
+    return x * x.sum().item()
+
+
+def run_out_of_memory(x: Tensor) -> Tensor:
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(2**60)
+    return x * x.sum()
+
+
+def compute_much(x: Tensor) -> Tensor:
+    for _ in range(20):
+        x = x + torch.zeros(1000, 2)[0]
+    return x * x.sum()
+
+
+@pytest.mark.parametrize("function", [look_at_a_number, run_out_of_memory, compute_much])
+def test_where_recording_is_given_up_the_function_is_called(monkeypatch, function):
+    monkeypatch.setattr(graphs, "LARGEST_RECORDING", 100_000)
+    names = []
+
+    def called(x: Tensor) -> Tensor:
+        names.append(function.__name__)
+        return function(x)
+
+    recorded = Recorded(called, torch.device("cpu"))
+    calls = CALLS_BEFORE_RECORDING + 3
+    results = [recorded(torch.tensor([1.0, i])).tolist() for i in range(calls)]
+    assert results == [[1.0 + i, i + i * i] for i in range(calls)]
+    assert len(names) == calls
+
+
 def test_where_recording_a_gpu_fails_the_function_is_called_and_one_line_says_so(capsys):
-    # It looks at a number, which cannot be recorded.
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    function = Recorded(lambda x: x * x.sum().item(), torch.device("cuda"))
+    function = Recorded(look_at_a_number, torch.device("cuda"))
     calls = CALLS_BEFORE_RECORDING + 3
     results = [function(torch.tensor([1.0, i], device=device)).tolist() for i in range(calls)]
     assert results == [[1.0 + i, i + i * i] for i in range(calls)]

@@ -45,7 +45,8 @@ def test_seed_decides_the_text(trained, capsys):
 
 @pytest.mark.parametrize("words", [[], ["--stop", " "], ["--top_k", "3", "--top_p", "0.9"]])
 def test_each_of_several_texts_can_be_had_by_itself(trained, monkeypatch, capsys, words):
-    monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 3)  # 7, 8 and 9 side by side, then 10 and 11
+    # With a context of 8, these are 7, 8 and 9 side by side, then 10 and 11.
+    monkeypatch.setattr(sample, "CHARACTERS_AT_ONCE", 24)
     words = ["--length", "50", "--prompt", "Bo", *words]
     together = written(capsys, *words, "--seed", "7", "--num_samples", "5")
     apart = [written(capsys, *words, "--seed", seed) for seed in ("7", "8", "9", "10", "11")]
