@@ -168,15 +168,12 @@ def _share_memory(calls: Sequence[Call], kept: Tensor) -> Callable[[Tensor], Ten
     What only calls between two others need lies where other such tensors lay before: a step of
     `mini` uses 43 instead of 130 MB over and over, of which more stays in the cache.
     """
-    uses: dict[int, list[int]] = {}
+    last_use: dict[int, int] = {}
     made = set()
     for i, (_, args, kwargs, result) in enumerate(calls):
-        for tensor in _tensors((args, kwargs)):
-            uses.setdefault(_memory(tensor), []).append(i)
-        for tensor in _tensors(result):
-            if _memory(tensor) not in uses:
-                made.add(_memory(tensor))
-            uses.setdefault(_memory(tensor), []).append(i)
+        last_use |= {_memory(tensor): i for tensor in _tensors((args, kwargs))}
+        made |= {_memory(tensor) for tensor in _tensors(result)} - last_use.keys()
+        last_use |= {_memory(tensor): i for tensor in _tensors(result)}
     made.discard(_memory(kept))
     blocks: dict[int, UntypedStorage] = {}
     free: dict[int, list[UntypedStorage]] = defaultdict(list)
@@ -186,7 +183,7 @@ def _share_memory(calls: Sequence[Call], kept: Tensor) -> Callable[[Tensor], Ten
             if memory in made and memory not in blocks:
                 blocks[memory] = free[size].pop() if free[size] else UntypedStorage(size)
         for memory, size in sizes.items():
-            if memory in made and uses[memory][-1] == i:
+            if memory in made and last_use[memory] == i:
                 free[size].append(blocks[memory])
 
     def place(tensor: Tensor) -> Tensor:
