@@ -1,8 +1,8 @@
-"""What is done in every step, recorded once and replayed; nothing else knows how.
+"""What is done again and again, recorded once and replayed; nothing else knows how.
 
 On an NVIDIA GPU that is a CUDA graph. On a CPU it is a list of operations: a step of `tiny` is
 hundreds of small ones, and without what Python and autograd do between them it takes 0.65 of the
-time, one of `mini` 0.93, and one of `small` 0.97.
+time, one of `mini` 0.93, and one of `small` 0.97. `mini` writes twice as many characters a second.
 """
 
 import contextlib
@@ -44,22 +44,22 @@ class Recorded:
     Each call must do the same to the same tensors, its argument apart: what differs between calls
     has to be read from tensors, and nothing may depend on a result. What a call leaves for later
     ones lies in tensors that were there before. Random numbers can be drawn on a GPU only; they
-    are those of the seed at the time of the call. Where recording fails, the function is called as
-    it is from then on; on a GPU, one line says so.
+    are those of the seed at the time of the call. Where recording fails, and on devices other than
+    these two, the function is called as it is from then on; on a GPU, one line says so.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device):
         self.function = function
-        self.on_gpu = device.type == "cuda"
+        self.device = device.type
         self.calls = 0
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, argument: Tensor) -> Tensor:
         """Return what the function returns, in a tensor of its own."""
         self.calls += 1
-        if self.calls == CALLS_BEFORE_RECORDING + 1:
+        if self.calls == CALLS_BEFORE_RECORDING + 1 and self.device in ("cpu", "cuda"):
             self.argument = argument.clone()
-            return self._record_graph() if self.on_gpu else self._record_operations()
+            return self._record_operations() if self.device == "cpu" else self._record_graph()
         if self.replay is None:
             return self.function(argument)
         self.argument.copy_(argument)

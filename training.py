@@ -128,7 +128,7 @@ def make_step(
 
     on_cpu = ids.device.type == "cpu"
     # On a CPU, Python decides where dropout masks are cut.
-    if ids.is_cuda or (on_cpu and not model.config.dropout):
+    if not (on_cpu and model.config.dropout):
         move = Recorded(move, ids.device)
 
     def take_step(step: int, max_steps: int) -> Tensor:

@@ -67,11 +67,14 @@ def to_device(model: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return what a network makes of ids (B, T) when it does not train, (B, T, V)."""
+    """Return what a GPT makes of ids (B, T), all at once and in two parts, (B, 2T, V)."""
     was_training = model.training
-    logits = model.eval()(ids)
+    model.eval()
+    caches, positions = model.empty_caches(len(ids)), torch.arange(ids.size(1), device=ids.device)
+    parts = zip(ids.chunk(2, dim=1), positions.chunk(2), strict=True)
+    logits = [model(ids), *(model(part, caches, places) for part, places in parts)]
     model.train(was_training)
-    return logits
+    return torch.cat(logits, dim=1)
 
 
 def refuse_other_logits(logits: Tensor, expected: Tensor, device: torch.device) -> None:

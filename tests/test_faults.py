@@ -48,12 +48,12 @@ class FaultyGPT(GPT):
     fault = ""
     errors: ClassVar[list[Exception]] = []
 
-    def forward(self, ids, caches=None):
+    def forward(self, ids, *cached):
         if self.errors and self.training:
             raise self.errors.pop()
         if self.fault == "memory" and self.training and ids.size(1) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        logits = super().forward(ids, caches)
+        logits = super().forward(ids, *cached)
         if self.fault == "loss" and self.training:
             return logits * torch.nan
         if self.fault == "gradient" and self.training:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 MAY_USE = {
-    "model": set(),
+    "model": {"graphs"},
     "data": set(),
     "config": set(),
     "optimizer": set(),

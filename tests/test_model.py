@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from model import (
     GPT,
     GPTConfig,
-    KVCache,
     Linear,
     SamplingConfig,
     attention,
@@ -59,14 +58,16 @@ def test_sizes_are_the_published_ones(shape, published):
     assert in_blocks == L * (12 * d**2 + 10 * d)
 
 
-def test_attention_is_the_formula_written_out():
+@pytest.mark.parametrize("positions", [None, [4, 5], [0, 3, 1]])
+def test_attention_is_the_formula_written_out(positions):
     torch.manual_seed(1)
-    B, H, T, S, D = 2, 3, 4, 6, 5
-    query, key, value = (torch.randn(B, H, n, D, dtype=torch.float64) for n in (T, S, S))
-    result = attention(query, key, value)
-    for b, h, t in itertools.product(range(B), range(H), range(T)):
-        visible = S - T + t + 1
-        scores = [query[b, h, t].dot(key[b, h, s]) / math.sqrt(D) for s in range(visible)]
+    B, H, S, D = 2, 3, 6, 5
+    places = range(S) if positions is None else positions
+    query, key, value = (torch.randn(B, H, n, D).double() for n in (len(places), S, S))
+    result = attention(query, key, value, positions and torch.tensor(positions))
+    for b, h, (t, place) in itertools.product(range(B), range(H), enumerate(places)):
+        visible = range(place + 1)
+        scores = [query[b, h, t].dot(key[b, h, s]) / math.sqrt(D) for s in visible]
         total = sum(math.exp(score) for score in scores)
         expected = sum(math.exp(score) / total * value[b, h, s] for s, score in enumerate(scores))
         torch.testing.assert_close(result[b, h, t], expected)
@@ -129,18 +130,27 @@ def test_untrained_model_is_about_as_good_as_guessing():
 
 def test_cache_gives_what_one_pass_gives():
     model, ids = small_model(), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
-    caches = [KVCache(8) for _ in model.blocks]
-    parts = [model(part, caches) for part in ids.split([3, 1, 2, 2], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids))
+    caches, lengths = model.empty_caches(1), [3, 1, 2, 2]
+    parts = zip(ids.split(lengths, dim=1), torch.arange(8).split(lengths), strict=True)
+    logits = [model(part, caches, positions) for part, positions in parts]
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(ids))
 
 
 @pytest.mark.parametrize("prompt_length", [1, 7, 8, 24])
 @pytest.mark.parametrize("block_size", [1, 7, 8])
-def test_cached_and_uncached_text_are_equal_far_beyond_the_context(prompt_length, block_size):
-    model = small_model(block_size)
+@pytest.mark.parametrize("read_at_once", [3, 64])
+def test_cached_and_uncached_text_are_equal_far_beyond_the_context(
+    monkeypatch, prompt_length, block_size, read_at_once
+):
+    monkeypatch.setattr("model.READ_AT_ONCE", read_at_once)
+    model, count = small_model(block_size), 8 * block_size
     prompt = torch.randint(11, (1, prompt_length), generator=torch.Generator().manual_seed(2))
-    cached = take(model, prompt, 5 * block_size)
-    assert cached == take(model, prompt, 5 * block_size, cached=False)
+    read = []
+    model.register_forward_hook(lambda *_: read.append(1))
+    cached = take(model, prompt, count)
+    # Most of it is written by what was recorded of the network, and not by itself.
+    assert len(read) < 0.7 * count or block_size == 1
+    assert cached == take(model, prompt, count, cached=False)
     assert len(set(cached)) > 1 or block_size == 1
 
 
