@@ -36,6 +36,15 @@ ALLOCATIONS = {
     aten.new_empty_strided.default,
 }
 COPIES = {aten.clone.default, aten._to_copy.default}
+# What these compute, torch can write to a given place only in the form of others.
+EQUALS = {
+    aten.relu.default: lambda x: (aten.clamp_min.default, (x, 0)),
+    aten.mul.Scalar: lambda x, factor: (aten.mul.Tensor, (x, torch.tensor(factor).double())),
+    aten.stack.default: lambda tensors, dim=0: (
+        aten.cat.default,
+        ([tensor.unsqueeze(dim) for tensor in tensors], dim),
+    ),
+}
 
 
 class Recorded:
@@ -210,6 +219,8 @@ def _in_place(operation: OpOverload, args: tuple, kwargs: dict, result: Any) -> 
         return functools.partial(operation, *args, **kwargs)
     if operation in COPIES:
         return functools.partial(result.copy_, args[0])
+    if operation in EQUALS:
+        operation, args = EQUALS[operation](*args)
     if (form := _out_form(operation)) is not None:
         results = result if isinstance(result, tuple) else (result,)
         other, names = form
