@@ -32,7 +32,7 @@ SECONDS = 1.0  # that each of them makes steps for in a round, at least
 def textbook_step(run: train.Run) -> Callable[[int, int], Tensor]:
     """Return a step of the plain loop: float32, whole batch, torch's SDPA, dropout and AdamW."""
     # Nothing else runs in this process, so the network itself can be made of torch's functions.
-    model.attention = lambda query, key, value, dropout: F.scaled_dot_product_attention(
+    model.attention = lambda query, key, value, _, dropout: F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, is_causal=True
     )
     model.drop = F.dropout
@@ -126,7 +126,8 @@ def main() -> None:
     pipes, processes, answers = {}, {}, {name: [] for name in STEPS}
     for name in STEPS:
         pipes[name], end = context.Pipe()
-        processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end))
+        # Daemons, so that when one fails the others end, too.
+        processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end), daemon=True)
         processes[name].start()
         end.close()  # so that it is noticed here when the process fails
         characters = pipes[name].recv()

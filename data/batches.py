@@ -57,8 +57,7 @@ def draw_starts(length: int, batch_size: int, block_size: int, seed: int, step: 
 
 def read_windows(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """Read windows of a text, given where they start (B,): inputs and targets, (B, T) each."""
-    places = starts[:, None] + torch.arange(block_size + 1, device=starts.device)
-    windows = ids[places].long()  # (B, T + 1)
+    windows = ids.unfold(0, block_size + 1, 1)[starts].long()  # (B, T + 1)
     # The target of each character is the character after it.
     return windows[:, :-1], windows[:, 1:]
 
