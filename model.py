@@ -318,39 +318,30 @@ class GPT(nn.Module):
         block_size, device = self.config.block_size, ids.device
         generators = generators or [None] * len(ids)  # that is torch's own
         caches = self.empty_caches(len(ids))
-        position = torch.zeros(1, dtype=torch.long, device=device)
+        start = torch.zeros((), dtype=torch.long, device=device)
 
         @functools.cache
-        def reader(S: int) -> Recorded:
-            """Return what reads one more id of each row, (B, 1), among the first S positions."""
-            first = [cache.first(S) for cache in caches]
-
-            def read(unread: Tensor) -> Tensor:
-                position.add_(1)
-                return self(unread, first, position)[:, -1]  # (B, V)
-
-            return Recorded(read, device)
+        def reader(T: int, S: int) -> Recorded:
+            """Return what reads ids (B, T) from the start on, where S positions are in sight."""
+            first, steps = [cache.first(S) for cache in caches], torch.arange(T, device=device)
+            return Recorded(lambda ids: self(ids, first, start + steps)[:, -1], device)  # (B, V)
 
         never = torch.zeros(self.vocab_size, device=device)
         never[list(unwritten)] = -math.inf
         was_training = self.training
         self.eval()
         try:
-            window, start_over = ids[:, -block_size:], True
+            window, n_read = ids[:, -block_size:], 0
             for noise in exponential_noise(self.vocab_size, generators, device):
                 if window.size(1) > block_size:
-                    window, start_over = window[:, -((block_size + 1) // 2) :], True
-                T = window.size(1)
-                if not cached:
-                    logits = self(window)[:, -1]  # (B, V)
-                elif start_over:
-                    positions = torch.arange(T, device=device)
-                    logits = self(window, [cache.first(T) for cache in caches], positions)[:, -1]
-                    position.fill_(T - 1)
-                    start_over = False
-                else:
+                    window, n_read = window[:, -((block_size + 1) // 2) :], 0
+                if cached:
+                    unread, T = window[:, n_read:], window.size(1)
                     S = min(math.ceil(T / READ_AT_ONCE) * READ_AT_ONCE, block_size)
-                    logits = reader(S)(window[:, -1:])
+                    start.fill_(n_read)
+                    logits, n_read = reader(T - n_read, S)(unread), T
+                else:
+                    logits = self(window)[:, -1]  # (B, V)
                 next_ids = draw(logits + never, sampling, noise)
                 yield next_ids
                 window = torch.cat((window, next_ids[:, None]), dim=1)
