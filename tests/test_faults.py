@@ -349,6 +349,8 @@ def test_folder_that_cannot_be_written_is_refused_at_the_start(book, capsys):
     if user == 0:
         os.seteuid(65534)  # permissions mean nothing to root
     try:
+        if not os.access(train.__file__, os.R_OK, effective_ids=True):
+            pytest.skip("the project lies in a folder that only root may read")
         with pytest.raises(SystemExit) as exit_:
             train.main(RUN)
     finally:
