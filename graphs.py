@@ -39,7 +39,7 @@ COPIES = {aten.clone.default, aten._to_copy.default}
 # What these compute, torch can write to a given place only in the form of others.
 EQUALS = {
     aten.relu.default: lambda x: (aten.clamp_min.default, (x, 0)),
-    aten.mul.Scalar: lambda x, factor: (aten.mul.Tensor, (x, torch.tensor(factor).double())),
+    aten.mul.Scalar: lambda x, factor: (aten.mul.Tensor, (x, factor)),
     aten.stack.default: lambda tensors, dim=0: (
         aten.cat.default,
         ([tensor.unsqueeze(dim) for tensor in tensors], dim),
@@ -88,20 +88,24 @@ class Recorded:
         return self.result.clone()
 
     def _capture(self) -> Callable[[], None]:
-        # Recording computes nothing, so a failure leaves everything as it was, if the random
-        # numbers come from a copy of their state, which it may leave as in the middle of it.
+        # Its random numbers come from a state of their own: seeds reach the default one only as
+        # long as no other recording takes its place. Recording itself computes nothing.
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self.argument.device.index]
-        state = generator.graphsafe_get_state()
-        generator.graphsafe_set_state(generator.clone_state())
+        state, own = generator.graphsafe_get_state(), generator.clone_state()
+        generator.graphsafe_set_state(own)
         try:
             # The outer context goes back to the stream of before even after a failure.
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self.result = self.function(self.argument)
-        except BaseException:
+        finally:
             generator.graphsafe_set_state(state)
-            raise
-        return graph.replay
+
+        def replay() -> None:
+            own.manual_seed(generator.initial_seed())
+            graph.replay()
+
+        return replay
 
     def _record_operations(self) -> Tensor:
         with Operations() as operations:

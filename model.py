@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from graphs import Recorded
 
-# Keys and values are read so many positions at a time: those of 64 texts take half of the time
-# of `base`. For each number of positions, what is done is recorded anew.
-READ_AT_ONCE = 64
-# For how many positions random numbers are drawn at once.
+# The last character attends to this many keys, or two, three, ... times as many, and not always to
+# those of a whole context: reading those of 64 texts takes half of the time of `base`.
+KEYS_MULTIPLE = 64
+# For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16
 
 
@@ -80,10 +80,10 @@ class KVCache:
         self.key = key
         self.value = value
 
-    def put(self, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put T positions (T,) where they belong, (B, H, T, D) each, and return all, S of them."""
-        self.key.index_copy_(2, positions, key)
-        self.value.index_copy_(2, positions, value)
+    def update(self, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put in T positions (T,), (B, H, T, D) each, and return all there are, (B, H, S, D)."""
+        self.key[:, :, positions] = key
+        self.value[:, :, positions] = value
         return self.key, self.value
 
     def first(self, S: int) -> "KVCache":
@@ -92,26 +92,22 @@ class KVCache:
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    positions: Tensor | None = None,
-    dropout: float = 0.0,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Return softmax(Q K^T / sqrt(D) + mask) V, (B, H, T, D).
 
-    query is (B, H, T, D), key and value are (B, H, S, D). The queries stand at those positions
-    (T,), or else at all S of them. From "Attention Is All You Need" (Vaswani et al., 2017),
-    equation 1.
+    query is (B, H, T, D), key and value are (B, H, S, D), mask is (T, S). None stands for the
+    causal mask, with T = S. From "Attention Is All You Need" (Vaswani et al., 2017), equation 1.
     """
     B, H, T, D = query.shape
     S = key.size(2)
-    if query.is_cuda and positions is None:
-        # The fused kernel of a GPU keeps the scores out of memory. (That of a CPU is slower.)
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    mask = causal_mask(S, query.dtype, query.device)
-    if positions is not None:
-        mask = mask[positions]  # (T, S)
+    if query.is_cuda:
+        # The fused kernels of a GPU keep the scores out of memory. (That of a CPU is slower.)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
+    if mask is None:
+        mask = causal_mask(T, query.dtype, query.device)
     # One product for all heads also scales and adds the mask, which saves two passes over scores.
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, T or S, D)
     scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=1 / math.sqrt(D))
@@ -120,10 +116,10 @@ def attention(
 
 
 @functools.lru_cache(maxsize=4)
-def causal_mask(S: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what takes the future out of scores: (S, S), minus infinity there and 0 elsewhere."""
+def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what takes the future out of scores: (T, T), minus infinity there and 0 elsewhere."""
     # Row t stands at position t, and whatever lies right of that is its future.
-    return torch.full((S, S), -math.inf, dtype=dtype, device=device).triu(1)
+    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -168,7 +164,7 @@ class Linear(nn.Linear):
 
     Writing character by character, a product reads every weight once. MKL's product of a matrix
     and one row does that slowly on AMD processors. As a batch of equal parts, as many as threads
-    allow, it is four times as fast, and `base` writes 340 instead of 190 characters a second.
+    allow, it is four times as fast.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,14 +190,18 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, self.n_head, -1))  # (B, T, 3, H, D)
         query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # (B, H, T, D)
         if cache is not None:
-            key, value = cache.put(positions, key, value)  # (B, H, S, D) each
+            key, value = cache.update(positions, key, value)  # (B, H, S, D) each
         dropout = self.dropout.p if self.training else 0.0
-        x = attention(query, key, value, positions, dropout)  # (B, H, T, D)
+        x = attention(query, key, value, mask, dropout)  # (B, H, T, D)
         x = x.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.dropout(self.projection(x))
 
@@ -230,9 +230,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cache, positions)
+        x = x + self.attention(self.attention_norm(x), mask, positions, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -272,22 +276,30 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(
-        self, ids: Tensor, caches: list[KVCache] | None = None, positions: Tensor | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
     ) -> Tensor:
-        """Return logits (B, T, V) for ids (B, T).
+        """Return logits (B, T, V) for ids (B, T), which stand at positions 0 to T - 1.
 
-        With caches, they stand at those positions (T,) and follow upon what is in the caches.
+        With caches of S positions, they stand at the positions given (T,), each below S, and see
+        what the caches hold of those before.
         """
-        if ids.size(1) > self.config.block_size:
-            raise ValueError(
-                f"{ids.size(1)} characters are more than block_size {self.config.block_size}"
-            )
-        where = self.position_embedding.weight[: ids.size(1)]  # (T, C)
-        if positions is not None:
-            where = self.position_embedding(positions)  # (T, C)
-        x = self.dropout(self.token_embedding(ids) + where)  # (B, T, C)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, caches[layer] if caches else None, positions)
+        T, block_size = ids.size(1), self.config.block_size
+        if block_size < T:
+            raise ValueError(f"{T} characters are more than block_size {block_size}")
+        if caches is None:
+            mask, caches = None, [None] * len(self.blocks)
+            position_vectors = self.position_embedding.weight[:T]  # (T, C)
+        else:
+            key = caches[0].key
+            future = torch.arange(key.size(2), device=key.device) > positions[:, None]  # (T, S)
+            mask = key.new_zeros(future.shape).masked_fill(future, -math.inf)
+            position_vectors = self.position_embedding(positions)  # (T, C)
+        x = self.dropout(self.token_embedding(ids) + position_vectors)  # (B, T, C)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, mask, positions, cache)
         return self.head(self.norm(x))  # (B, T, V)
 
     def empty_caches(self, B: int) -> list[KVCache]:
@@ -308,7 +320,7 @@ class GPT(nn.Module):
         """Continue ids (B, T) without end, yielding the next ids (B,) one position at a time.
 
         Each row has a generator of its own, so that but for rounding it does not depend on those
-        beside it.
+        beside it; without any, torch's own is drawn from.
 
         Learned positions cannot slide under cached keys: when the window is full, its newest
         half is read again from position 0. `cached=False` follows the same rule but reads the
@@ -316,18 +328,22 @@ class GPT(nn.Module):
         in `unwritten` are read, but never drawn.
         """
         block_size, device = self.config.block_size, ids.device
-        generators = generators or [None] * len(ids)  # that is torch's own
+        if generators is None:
+            generators = [None] * len(ids)
+        elif len(generators) != len(ids):
+            raise ValueError(f"{len(ids)} rows need as many generators, not {len(generators)}")
         caches = self.empty_caches(len(ids))
         start = torch.zeros((), dtype=torch.long, device=device)
 
+        # A recording is of one shape. There are few of them, because S is a rounded number.
         @functools.cache
         def reader(T: int, S: int) -> Recorded:
-            """Return what reads ids (B, T) from the start on, where S positions are in sight."""
-            first, steps = [cache.first(S) for cache in caches], torch.arange(T, device=device)
-            return Recorded(lambda ids: self(ids, first, start + steps)[:, -1], device)  # (B, V)
+            """Return what reads ids (B, T) from the start on and attends to S positions."""
+            visible, offsets = [cache.first(S) for cache in caches], torch.arange(T, device=device)
+            return Recorded(lambda ids: self(ids, start + offsets, visible)[:, -1], device)
 
-        never = torch.zeros(self.vocab_size, device=device)
-        never[list(unwritten)] = -math.inf
+        forbidden = torch.zeros(self.vocab_size, device=device)
+        forbidden[list(unwritten)] = -math.inf
         was_training = self.training
         self.eval()
         try:
@@ -337,12 +353,12 @@ class GPT(nn.Module):
                     window, n_read = window[:, -((block_size + 1) // 2) :], 0
                 if cached:
                     unread, T = window[:, n_read:], window.size(1)
-                    S = min(math.ceil(T / READ_AT_ONCE) * READ_AT_ONCE, block_size)
+                    S = min(math.ceil(T / KEYS_MULTIPLE) * KEYS_MULTIPLE, block_size)
                     start.fill_(n_read)
-                    logits, n_read = reader(T - n_read, S)(unread), T
+                    logits, n_read = reader(T - n_read, S)(unread), T  # (B, V)
                 else:
                     logits = self(window)[:, -1]  # (B, V)
-                next_ids = draw(logits + never, sampling, noise)
+                next_ids = draw(logits + forbidden, sampling, noise)
                 yield next_ids
                 window = torch.cat((window, next_ids[:, None]), dim=1)
         finally:
@@ -360,11 +376,10 @@ def exponential_noise(
     """Yield exponentially distributed numbers (B, V) without end, each row from its generator."""
     while True:
         # For some positions at once, because a GPU waits for Python at each row.
-        rows = [
-            torch.empty(NOISE_AT_ONCE, V, device=device).exponential_(generator=generator)
-            for generator in generators
-        ]
-        yield from torch.stack(rows, dim=1)
+        noise = torch.empty(len(generators), NOISE_AT_ONCE, V, device=device)
+        for row, generator in zip(noise, generators, strict=True):
+            row.exponential_(generator=generator)
+        yield from noise.unbind(dim=1)
 
 
 def draw(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure how fast a preset writes after a whole context: one text and many side by side.
+"""Measure how fast a preset writes after a prompt as long as its context, one text and many.
 
 python bench/sample_speed.py base 64
 

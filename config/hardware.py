@@ -56,7 +56,7 @@ def to_device(model: nn.Module, device: torch.device) -> None:
     """Bring a GPT to a device.
 
     An Apple GPU, some of whose operations have been wrong, has to make of one window what the CPU
-    makes of it; ValueError if it makes something else.
+    makes of it, with the cache and without; ValueError if it makes something else.
     """
     ids = torch.arange(model.config.block_size)[None] % model.vocab_size  # (1, T)
     expected = logits_of(model, ids) if device.type == "mps" else None
@@ -72,7 +72,7 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
     model.eval()
     caches, positions = model.empty_caches(len(ids)), torch.arange(ids.size(1), device=ids.device)
     parts = zip(ids.chunk(2, dim=1), positions.chunk(2), strict=True)
-    logits = [model(ids), *(model(part, caches, places) for part, places in parts)]
+    logits = [model(ids), *(model(part, places, caches) for part, places in parts)]
     model.train(was_training)
     return torch.cat(logits, dim=1)
 
