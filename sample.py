@@ -54,8 +54,9 @@ class WritingConfig:
 
 
 # Texts are written side by side, so that each weight is read once for all of them: 64 with a
-# context of 256 characters, and fewer with a longer one, which takes more memory.
+# context of 256 characters, fewer with a longer one, which takes more memory, and at most 256.
 CHARACTERS_AT_ONCE = 2**14
+TEXTS_AT_ONCE = 2**8
 
 SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
-        at_once = max(1, CHARACTERS_AT_ONCE // model.config.block_size)
+        at_once = min(TEXTS_AT_ONCE, max(1, CHARACTERS_AT_ONCE // model.config.block_size))
         for first in range(0, len(seeds), at_once):
             generators = [
                 torch.Generator(device).manual_seed(s) for s in seeds[first : first + at_once]

@@ -123,3 +123,19 @@ def test_where_recording_a_gpu_fails_the_function_is_called_and_one_line_says_so
     assert results == [[1.0 + i, i + i * i] for i in range(calls)]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the GPU waits for Python, which is slower: ")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_seeds_reach_every_recording_on_a_gpu():
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def function(x: Tensor) -> Tensor:
+        return x + torch.rand(4, device=device)
+
+    one, other = Recorded(function, device), Recorded(function, device)
+    for seed in range(CALLS_BEFORE_RECORDING + 4):
+        results = []
+        for call in (function, one, other):
+            torch.manual_seed(seed)
+            results.append(call(torch.zeros(4, device=device)).tolist())
+        assert results[0] == results[1] == results[2]
