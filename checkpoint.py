@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from config import build
 from data import Vocabulary
@@ -152,7 +153,7 @@ def _load(path: Path) -> Checkpoint:
         vocabulary = Vocabulary(record["vocabulary"])
         # On the meta device a model has shapes but no memory: the file brings the numbers.
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 model = GPT(config, len(vocabulary))
         except RuntimeError:
             raise ValueError("its settings are those of a model too large for any memory") from None
@@ -198,6 +199,19 @@ def _load(path: Path) -> Checkpoint:
         average=average,
         optimizer={name.removeprefix(OPTIMIZER): tensor for name, tensor in tensors.items()},
     )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of initial numbers.
+
+    To draw them where there is no memory for them, torch loads its compiler, which takes a second.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:

@@ -18,6 +18,18 @@ if hasattr(signal, "SIGHUP"):
 SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 
 
+# Samples and pictures would take most of the time of runs as short as they are here.
+LONG, train.SAMPLE_LENGTH = train.SAMPLE_LENGTH, 40
+DRAWN, train.PLOTTING = train.PLOTTING, False
+
+
+@pytest.fixture
+def _as_users_run(monkeypatch):
+    """Samples are as long as elsewhere, and pictures are drawn."""
+    monkeypatch.setattr(train, "SAMPLE_LENGTH", LONG)
+    monkeypatch.setattr(train, "PLOTTING", DRAWN)
+
+
 def characters(text: Text) -> str:
     """All characters of a text."""
     return "".join(text.blocks())

@@ -205,10 +205,9 @@ def exit_code(words: list[str]) -> int:
         return exit_.code
 
 
-def test_random_bytes_become_a_run_or_get_a_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(train, "PLOTTING", False)  # drawing would take most of the time
+def test_random_bytes_become_a_run_or_get_a_sentence(capsys):
     draw, codes = random.Random(7), []
-    for i in range(100):
+    for i in range(60):
         # A third of them are a text: all bytes below 128 are.
         highest = 127 if i % 3 == 0 else 255
         bytes_ = bytes(draw.randint(1, highest) for _ in range(draw.randint(0, 400)))

@@ -75,7 +75,7 @@ def assert_same_runs(one: str, other: str) -> None:
         assert Path(one, name).read_bytes() == Path(other, name).read_bytes()
     logs = [[line | {"seconds": 0} for line in read_log(Path(run))] for run in (one, other)]
     assert logs[0] == logs[1]
-    names = ["best.safetensors", "curve.svg", "last.safetensors", "log.jsonl"]
+    names = ["best.safetensors", "last.safetensors", "log.jsonl"]
     assert sorted(os.listdir(other)) == names
 
 

@@ -30,6 +30,7 @@ def weights(run: str) -> dict:
     return safetensors.torch.load_file(Path(run, LAST))
 
 
+@pytest.mark.usefixtures("_as_users_run")
 def test_run_learns_what_the_text_is_like(book, story, capsys):
     assert train.main([book, *SMALL, "--max_steps", "300", "--eval_interval", "100"]) == 0
     lines = log("out/book-tiny")
@@ -50,6 +51,8 @@ def test_run_learns_what_the_text_is_like(book, story, capsys):
     assert float(said[2]) == pytest.approx(own, abs=0.001)
     assert int(said[3]) == pytest.approx(100 * (1 - own / float(said[1])), abs=1)
     assert "device   " in printed
+    assert "picture of it:  out/book-tiny/curve.svg\n" in printed
+    assert Path("out/book-tiny/curve.svg").read_bytes().startswith(b"<?xml")
     assert "python sample.py out/book-tiny\n" in printed
     assert "python train.py --resume out/book-tiny --max_steps 600\n" in printed
 
@@ -116,24 +119,25 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
     assert log("out/book-tiny")[-1]["step"] == min(best + 120, 300)
 
 
+@pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
     ("dtype", "sent", "code"),
     [("float32", signal.SIGINT, 130), ("bfloat16", signal.SIGTERM, 143)],
 )
 def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, sent, code):
-    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "240", "--eval_interval", "40"]
+    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "120", "--eval_interval", "20"]
     words += ["--dtype", dtype]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.
     with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        next(line for line in process.stdout if line.startswith("step 40 of"))
+        next(line for line in process.stdout if line.startswith("step 20 of"))
         process.send_signal(sent)
         printed = process.stdout.read()
     assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
-    assert 40 <= stopped.step < 240
+    assert 20 <= stopped.step < 120
     assert train.main(["--resume", "out/stopped"]) == 0
     for name in (BEST, LAST):
         assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
@@ -147,7 +151,7 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, 
 
 def test_evaluation_does_not_change_the_weights(book):
     for interval in ("10", "100"):
-        words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "100", "--out", interval]
+        words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "50", "--out", interval]
         assert train.main([*words, "--eval_interval", interval]) == 0
     for name, tensor in weights("10").items():
         assert torch.equal(tensor, weights("100")[name])
