@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import itertools
 import math
+import os
 import platform
 import re
 import shlex
@@ -14,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+
+# Read when torch is loaded, and the same as in train.py, where it is explained.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch

@@ -2,12 +2,16 @@
 
 import contextlib
 import itertools
+import os
 import re
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
+
+# Read when torch is loaded, and the same as in train.py, where it is explained.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 

@@ -122,3 +122,25 @@ print("torch._dynamo" in sys.modules)
     environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parent)}
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     assert result.stdout.splitlines()[-1] == b"False"
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "compare"])
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(script):
+    code = f"""
+import os, sys
+
+class Torch:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "torch":
+            print(os.environ["GOMP_SPINCOUNT"])
+            sys.exit()
+
+sys.meta_path.insert(0, Torch)
+import {script}
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment["PYTHONPATH"] = str(Path(training.__file__).parent)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    assert int(result.stdout) == 1000
