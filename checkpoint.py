@@ -202,7 +202,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of initial numbers.
+    """Leaves out the drawing of initial numbers; those of a checkpoint take their place.
 
     To draw them where there is no memory for them, torch loads its compiler, which takes a second.
     """
@@ -210,7 +210,7 @@ class _Undrawn(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            return kwargs["tensor"]
         return function(*args, **kwargs)
 
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# How often a thread looks whether another is done before it sleeps; OpenMP reads it when torch is
-# loaded. At its 300,000, a step of `small` beside two busy programs takes 13 times as long.
+# How often a thread looks whether the others are done before it sleeps. GNU's OpenMP, which torch
+# has on Linux, reads it when it is loaded; by default it is 300,000, and then a step of `small`
+# takes 13 times as long beside two busy programs.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch

@@ -13,40 +13,42 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-ROUNDS, STEPS = 7, 15
-# The default is that of libgomp, wait_policy undefined, in env.c.
+ROUNDS, WARM_UP, STEPS = 7, 5, 15
+CORES = len(os.sched_getaffinity(0))
+# The default is libgomp's own, from its env.c.
 SETTINGS = {"chargpt": {}, "OpenMP's default": {"GOMP_SPINCOUNT": "300000"}}
-BUSY = [sys.executable, "-c", "while True: pass"]
+# It ends when this script does, however that ends.
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def time_steps() -> None:
     """Print the median time of a step in milliseconds."""
-    import train
+    import train  # only here: the process that starts this one shall not have its setting
 
     with tempfile.TemporaryDirectory() as empty:
         run = train.begin(*train.command_line().parse([*sys.argv[2:], "--out", empty]))
     take_step, seconds = train.step_function(run), []
-    for step in range(5 + STEPS):
+    for step in range(WARM_UP + STEPS):
         began = time.perf_counter()
         take_step(step, 10**6).item()
         seconds.append(time.perf_counter() - began)
-    print(1000 * statistics.median(seconds[5:]))
+    print(1000 * statistics.median(seconds[WARM_UP:]))
 
 
 def main() -> None:
-    """Time both in turn, each time in a new process, because it is set when torch is loaded."""
+    """Time both in turn, in new processes, because the setting is read when torch is loaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     milliseconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
-        for n_busy in (0, os.cpu_count()):
-            busy = [subprocess.Popen(BUSY) for _ in range(n_busy)]
+        for n_busy in (0, CORES):
+            busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(n_busy)]
             try:
                 for name, setting in SETTINGS.items():
                     words = [sys.executable, __file__, "--", *sys.argv[1:]]
                     answer = subprocess.run(
-                        words, env=os.environ | setting, stdout=subprocess.PIPE, check=True
+                        words, env=environment | setting, stdout=subprocess.PIPE, check=True
                     )
                     figure = float(answer.stdout.split()[-1])
                     milliseconds.setdefault((name, n_busy), []).append(figure)
@@ -58,7 +60,7 @@ def main() -> None:
     for name in SETTINGS:
         cells = [
             f"{statistics.median(times):,.1f} ({max(times):,.1f})"
-            for times in (milliseconds[name, n_busy] for n_busy in (0, os.cpu_count()))
+            for times in (milliseconds[name, n_busy] for n_busy in (0, CORES))
         ]
         print(f"| {name} | {' | '.join(cells)} |")
     ours, theirs = (milliseconds[name, 0] for name in SETTINGS)
@@ -67,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    time_steps() if sys.argv[1] == "--" else main()
+    time_steps() if sys.argv[1:2] == ["--"] else main()

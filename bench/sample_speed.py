@@ -14,9 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train  # before torch, because it says how threads wait
+
+# isort: split
 import torch
 
-import train
 from config import build, choose_device, load_preset
 from model import GPT, SamplingConfig
 

@@ -4,6 +4,7 @@ python bench/train_speed.py book.txt --preset base    (any settings of train.py;
 """
 
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -129,6 +130,8 @@ def main() -> None:
         # Daemons, so that when one fails the others end, too.
         processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end), daemon=True)
         processes[name].start()
+        # The first is chargpt; threads of the others wait for each other as torch has them wait.
+        os.environ.pop("GOMP_SPINCOUNT", None)
         end.close()  # so that it is noticed here when the process fails
         characters = pipes[name].recv()
     for _ in range(ROUNDS + 1):

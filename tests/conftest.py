@@ -18,16 +18,17 @@ if hasattr(signal, "SIGHUP"):
 SMALL = ["--preset", "tiny", "--n_embd", "16", "--batch_size", "4", "--device", "cpu"]
 
 
-# Samples and pictures would take most of the time of runs as short as they are here.
-LONG, train.SAMPLE_LENGTH = train.SAMPLE_LENGTH, 40
-DRAWN, train.PLOTTING = train.PLOTTING, False
+# Samples and pictures would take most of the time of runs as short as they are here. (Those that
+# are processes of their own still have them.)
+USUAL_LENGTH, train.SAMPLE_LENGTH = train.SAMPLE_LENGTH, 40
+USUAL_PLOTTING, train.PLOTTING = train.PLOTTING, False
 
 
 @pytest.fixture
 def _as_users_run(monkeypatch):
     """Samples are as long as elsewhere, and pictures are drawn."""
-    monkeypatch.setattr(train, "SAMPLE_LENGTH", LONG)
-    monkeypatch.setattr(train, "PLOTTING", DRAWN)
+    monkeypatch.setattr(train, "SAMPLE_LENGTH", USUAL_LENGTH)
+    monkeypatch.setattr(train, "PLOTTING", USUAL_PLOTTING)
 
 
 def characters(text: Text) -> str:

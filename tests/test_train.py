@@ -125,22 +125,24 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
     [("float32", signal.SIGINT, 130), ("bfloat16", signal.SIGTERM, 143)],
 )
 def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, sent, code):
-    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "120", "--eval_interval", "20"]
+    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "240", "--eval_interval", "40"]
     words += ["--dtype", dtype]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.
     with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        next(line for line in process.stdout if line.startswith("step 20 of"))
+        next(line for line in process.stdout if line.startswith("step 40 of"))
         process.send_signal(sent)
         printed = process.stdout.read()
     assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
-    assert 20 <= stopped.step < 120
+    assert 40 <= stopped.step < 240
     assert train.main(["--resume", "out/stopped"]) == 0
     for name in (BEST, LAST):
         assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
+    names = ["best.safetensors", "curve.svg", "last.safetensors", "log.jsonl"]
+    assert sorted(os.listdir("out/stopped")) == names
     without_times = [
         [line | {"seconds": 0} for line in log(f"out/{run}")] for run in ("whole", "stopped")
     ]

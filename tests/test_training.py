@@ -114,7 +114,7 @@ print(faults[-1] - faults[0])
 def test_neither_training_nor_writing_loads_the_compiler(book):
     code = f"""
 import sys, sample, train
-train.main([{book!r}, *{SMALL}, "--max_steps", "2"])  # timed before, with a recorded step
+train.main([{book!r}, *{SMALL}, "--max_steps", "2"])  # the rehearsal before it records a step
 sample.main(["--length", "20"])
 print("torch._dynamo" in sys.modules)
 """
