@@ -92,6 +92,15 @@ def test_small_step_computes_on_one_thread(book, monkeypatch, batch_size, shared
         torch.set_num_threads(before)
 
 
+def last_line_of(code: str) -> bytes:
+    """The last line that code prints in a process of its own, started as a user would."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment["PYTHONPATH"] = str(Path(training.__file__).parent)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return result.stdout.splitlines()[-1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="how glibc behaves")
 def test_freed_memory_is_kept():
     # In a process of its own: what the allocator does depends on all that happened before.
@@ -104,11 +113,8 @@ for _ in range(20):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[-1] - faults[0])
 """
-    folder = Path(training.__file__).parent
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, check=True)
     # 16 blocks of 8 MB are 32,768 pages, most of which would come anew each of the 19 times.
-    assert int(result.stdout) <= 16 * 2048
+    assert int(last_line_of(code)) <= 16 * 2048
 
 
 def test_neither_training_nor_writing_loads_the_compiler(book):
@@ -118,10 +124,7 @@ train.main([{book!r}, *{SMALL}, "--max_steps", "2"])  # the rehearsal before it 
 sample.main(["--length", "20"])
 print("torch._dynamo" in sys.modules)
 """
-    command = [sys.executable, "-c", code]
-    environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parent)}
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    assert result.stdout.splitlines()[-1] == b"False"
+    assert last_line_of(code) == b"False"
 
 
 @pytest.mark.parametrize("script", ["train", "sample", "compare"])
@@ -139,8 +142,4 @@ class Torch:
 sys.meta_path.insert(0, Torch)
 import {script}
 """
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    environment["PYTHONPATH"] = str(Path(training.__file__).parent)
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    assert int(result.stdout) == 1000
+    assert last_line_of(code) == b"1000"
