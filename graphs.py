@@ -116,11 +116,6 @@ class Recorded:
         return self.result.clone()
 
 
-def recording_on_gpu() -> bool:
-    """Tell whether what is done now is being recorded on a GPU, so that it computes nothing."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 class Operations(TorchDispatchMode):
     """The operations that torch carries out while it is entered, to be repeated later.
 

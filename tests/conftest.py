@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from data import Text
@@ -29,6 +30,15 @@ def _as_users_run(monkeypatch):
     """Samples are as long as elsewhere, and pictures are drawn."""
     monkeypatch.setattr(train, "SAMPLE_LENGTH", USUAL_LENGTH)
     monkeypatch.setattr(train, "PLOTTING", USUAL_PLOTTING)
+
+
+@pytest.fixture
+def _two_threads():
+    """torch computes on two threads, however many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def characters(text: Text) -> str:

@@ -13,12 +13,13 @@ import training
 from graphs import CALLS_BEFORE_RECORDING, Recorded
 
 
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
         (["--dtype", "float32"], 1),
         (["--dtype", "bfloat16"], 1),
-        (["--batch_size", "600"], 2),  # which also is enough for two threads
+        (["--batch_size", "600"], 4),  # two of each of two parts, which threads share
     ],
 )
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -6,6 +6,7 @@ And what makes either fast does so.
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,21 @@ from checkpoint import optimizer_tensors
 from model import GPT, GPTConfig
 
 
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch, dtype, tolerance):
     words = [book, *SMALL, "--batch_size", "10", "--dtype", dtype, "--grad_clip", "1e9"]
     losses, gradients = [], []
-    for characters in (1000, 24, 1):  # pieces of 10, 3 and 1 windows
+    # Pieces of 10, 3 and 1 windows, then 2 and 2 and 1 of each of two parts.
+    for characters, part in [(1000, 2**30), (24, 2**30), (1, 2**30), (24, 1)]:
         monkeypatch.setattr(training, "PIECE_CHARACTERS", characters)
+        monkeypatch.setattr(training, "THREAD_ACTIVATIONS", part)
         run = train.begin(*train.command_line().parse([*words, "--optimizer", "adamw"]))
         losses.append(train.step_function(run)(0, 1).item())
         # After one step, AdamW's mean of gradients is a tenth of the gradient.
         tensors = optimizer_tensors(run.model, run.optimizers)
         gradients.append({name: t for name, t in tensors.items() if name.endswith("exp_avg")})
-    assert losses == pytest.approx([losses[0]] * 3, rel=tolerance)
+    assert losses == pytest.approx([losses[0]] * 4, rel=tolerance)
     for other in gradients[1:]:
         for name, whole in gradients[0].items():
             assert (other[name] - whole).norm() <= tolerance * whole.norm()
@@ -74,22 +78,49 @@ def test_very_long_validation_part_is_read_in_part(monkeypatch):
     assert training.evaluate(model, ids, torch.float32) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "shared"), [(4, False), (1024, True)])
-def test_small_step_computes_on_one_thread(book, monkeypatch, batch_size, shared):
-    monkeypatch.setattr(training, "PIECE_CHARACTERS", 64)
-    words = [book, *SMALL, "--batch_size", str(batch_size), "--dtype", "float32"]
-    run = train.begin(*train.command_line().parse(words))
-    activations = batch_size * run.model.config.block_size * run.model.config.n_embd
-    assert (activations >= training.SHARED_ACTIVATIONS) == shared
-    before, seen = torch.get_num_threads(), set()
-    run.model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
-    torch.set_num_threads(2)
-    try:
-        train.step_function(run)(0, 1)
-        assert seen == {2 if shared else 1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(
+    ("words", "n_parts", "threads_of_each"),
+    [
+        (["--batch_size", "4"], 1, 1),
+        (["--batch_size", "1024"], 2, 1),
+        (["--batch_size", "1024", "--dropout", "0.1"], 1, 2),  # which is drawn in order
+    ],
+)
+def test_large_batch_is_divided_between_threads(book, words, n_parts, threads_of_each):
+    run = train.begin(*train.command_line().parse([book, *SMALL, "--dtype", "float32", *words]))
+    seen = set()
+    run.model.register_forward_hook(
+        lambda *_: seen.add((threading.get_ident(), torch.get_num_threads()))
+    )
+    train.step_function(run)(0, 1)
+    assert len(seen) == n_parts
+    assert {threads for _, threads in seen} == {threads_of_each}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch, capsys):
+    monkeypatch.setattr(training, "THREAD_ACTIVATIONS", 1)
+    words = [book, *SMALL, "--dtype", "float32"]
+    whole, halved = (train.begin(*train.command_line().parse(words)) for _ in range(2))
+    threads = []
+
+    def run_out_of_memory(*_):
+        threads.append(threading.current_thread())
+        if threads[-1] is not threading.main_thread():
+            raise MemoryError
+
+    halved.model.register_forward_pre_hook(run_out_of_memory)
+    steps = train.step_function(whole), train.step_function(halved)
+    for step in range(2):
+        losses = [take_step(step, 2).item() for take_step in steps]
+        assert losses[0] == losses[1]
+    assert len(set(threads)) == 2
+    assert threads[-4:] == [threading.main_thread()] * 4
+    assert halved.pieces == training.Pieces(2, reduced=True)
+    said = capsys.readouterr().err
+    assert said.count("memory ran out: from here on 2 instead of 4 windows") == 1
 
 
 def last_line_of(code: str) -> bytes:
