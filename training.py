@@ -6,10 +6,9 @@ Shapes: B batch, T time (positions), V vocabulary.
 import contextlib
 import copy
 import ctypes
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -28,10 +27,10 @@ from optimizer import Optimizer, OptimizerConfig, set_schedule
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes longer,
 # because what is computed is no longer in the cache when it is needed again, and more memory.
 PIECE_CHARACTERS = 4096
-# Fewer numbers between two layers than this are not worth a thread: with two of them, each with
-# half of a batch, a step of `tiny` takes 1.5 times as long.
+# A thread is worth it for this many numbers between two layers. `tiny` has half as many, and with
+# two threads, each of which computes half of a batch, a step takes 1.5 times as long.
 THREAD_ACTIVATIONS = 2**14
-# Into how many parts a batch is divided at most: Python starts the operations of all of them.
+# Python, which does one thing at a time, starts the operations of all parts of a batch.
 MOST_PARTS = 4
 # A validation part longer than this is read in evenly spaced windows that add up to it.
 EVALUATED_CHARACTERS = 2**18
@@ -46,7 +45,10 @@ Result = TypeVar("Result")
 
 @dataclass
 class Pieces:
-    """How many windows of a batch go through the model at once; fewer when memory runs out."""
+    """How many windows of a batch go through the model at once.
+
+    When memory runs out they become fewer, and the parts of a batch are computed one by one.
+    """
 
     windows: int
     reduced: bool = False
@@ -66,9 +68,10 @@ def make_step(
     """Return the function that makes one step of training and returns its loss, a scalar.
 
     It is called with step and max_steps. What happens depends on the weights, the optimizers,
-    the settings and (seed, step), and on nothing else. The loss is not a number if the gradient
-    is not finite. Where memory runs out, the batch goes through the model in smaller pieces from
-    then on; DoesNotFitError says what would fit if not even one window does.
+    the settings, (seed, step) and the number of threads, and on nothing else. The loss is not a
+    number if the gradient is not finite. Where memory runs out, the batch goes through the
+    network in smaller pieces from then on; DoesNotFitError says what would fit if not even one
+    window does.
     """
     on_cpu = ids.device.type == "cpu"
     if on_cpu:
@@ -76,71 +79,72 @@ def make_step(
     weights = list(model.parameters())
     # Weights are kept and moved in float32. In a lower precision, a copy of them does the
     # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
-    worker = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
-    copies = list(worker.parameters())
+    network = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+    network_weights = list(network.parameters())
     block_size = model.config.block_size
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
-    side_by_side = SideBySide(n_parts, threads)
-    # Each part of a batch has a gradient of its own, which is added up in float32.
+    pool = ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(threads,))
+    # Each part of a batch has gradients of its own; they are added up in float32.
     gradients = [[torch.zeros_like(weight) for weight in weights] for _ in range(n_parts)]
-    for weight, gradient in zip(weights, gradients[0], strict=True):
-        weight.grad = gradient
 
-    def forward_and_backward(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits = worker(inputs)  # (B, T, V)
+    def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = network(inputs)  # (B, T, V)
         total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
         loss = total / (batch_size * block_size)
-        return loss.detach(), torch.autograd.grad(loss, copies)
+        return loss.detach(), torch.autograd.grad(loss, network_weights)
 
-    @torch.no_grad()
-    def leave_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
-        """Put there the gradient of windows that start here; return what they add to the loss."""
+    def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
+        """Write the gradient of windows into tensors, and return what they add to the loss."""
         loss = torch.zeros((), device=ids.device)
-        # Once memory has run out, there is one part after the other.
-        at_once = pieces.windows if pieces.reduced else math.ceil(pieces.windows / n_parts)
-        for i, some in enumerate(starts.split(at_once)):
-            with torch.enable_grad():
-                added, new = forward_and_backward(*read_windows(ids, some, block_size))
-            put = torch._foreach_add_ if i else torch._foreach_copy_
-            put(gradient, new)
-            loss += added
+        at_once = pieces.windows if pieces.reduced else pieces.windows // n_parts
+        for i, piece in enumerate(starts.split(at_once)):
+            inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
+            piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
+            write = torch._foreach_add_ if i else torch._foreach_copy_
+            write(gradient, piece_gradient)
+            loss += piece_loss
         return loss
 
-    def leave_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
-        """Have all parts of a batch computed, so many windows at once; return the loss."""
-        pieces.reduced |= windows < pieces.windows
-        pieces.windows = windows
-        if model.config.dropout:
-            # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
-            torch.manual_seed(step_seed(seed, step))
-        tasks = [
-            partial(leave, some)
-            for leave, some in zip(leaving, starts.tensor_split(n_parts), strict=True)
-        ]
-        losses = [task() for task in tasks] if pieces.reduced else side_by_side(tasks)
-        return torch.stack(losses).sum()
-
-    def move(loss: Tensor) -> Tensor:
-        """Move the weights along the gradient that is left; return the loss."""
-        with torch.no_grad():
-            for gradient in gradients[1:]:
-                torch._foreach_add_(gradients[0], gradient)
+    def move_weights(loss: Tensor) -> Tensor:
+        """Move the weights along the sum of the gradients, and return the loss."""
+        for gradient in gradients[1:]:
+            torch._foreach_add_(gradients[0], gradient)
+        for weight, gradient in zip(weights, gradients[0], strict=True):
+            weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
         update_average(average, model, share)
-        if worker is not model:
+        if network is not model:
             with torch.no_grad():
-                torch._foreach_copy_(copies, weights)
+                torch._foreach_copy_(network_weights, weights)
         # That adds nothing, but if the norm is not finite, it makes the loss not a number.
         return loss + 0 * norm
 
-    leaving = [partial(leave_gradient, gradient) for gradient in gradients]
-    # On a CPU, Python decides where dropout masks are cut.
-    if not (on_cpu and model.config.dropout):
-        leaving = [Recorded(leave, ids.device) for leave in leaving]
-        move = Recorded(move, ids.device)
+    def recorded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        # On a CPU, Python decides where dropout masks are cut.
+        return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
+
+    parts = [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+    move_weights = recorded(move_weights)
+
+    def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
+        """Compute the parts of a batch, so many windows at once, and return the loss."""
+        if windows < pieces.windows:
+            # What was recorded reads more of them at once.
+            parts[:] = [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+            pieces.windows, pieces.reduced = windows, True
+        if model.config.dropout:
+            # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
+            torch.manual_seed(step_seed(seed, step))
+        tasks = [
+            partial(part, some)
+            for part, some in zip(parts, starts.tensor_split(n_parts), strict=True)
+        ]
+        one_by_one = n_parts == 1 or pieces.reduced
+        losses = [task() for task in tasks] if one_by_one else side_by_side(tasks, pool)
+        return torch.stack(losses).sum()
 
     def take_step(step: int, max_steps: int) -> Tensor:
         set_schedule(optimizers, step, max_steps, config)
@@ -151,11 +155,11 @@ def make_step(
             starts = starts.pin_memory()
         starts = starts.to(ids.device, non_blocking=True)
         before = pieces.windows
-        loss, _ = halve_until_it_fits(partial(leave_gradients, step, starts), before)
+        loss, _ = halve_until_it_fits(partial(compute_gradients, step, starts), before)
         if loss is None:
             inputs, targets = read_windows(ids, starts[:1], block_size)
             _, length = halve_until_it_fits(
-                lambda length: forward_and_backward(inputs[:, :length], targets[:, :length]),
+                lambda length: loss_and_gradient(inputs[:, :length], targets[:, :length]),
                 block_size // 2,
             )
             would = f"--block_size {length} fits" if length else "make the model smaller"
@@ -165,7 +169,7 @@ def make_step(
         if pieces.windows < before:
             note = f"memory ran out: from here on {pieces.windows} instead of {before} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
-        return move(loss)
+        return move_weights(loss)
 
     return on_threads(n_parts * threads)(take_step) if on_cpu else take_step
 
@@ -173,39 +177,31 @@ def make_step(
 def divide_among_threads(
     batch_size: int, config: GPTConfig, device: torch.device
 ) -> tuple[int, int]:
-    """Return into how many parts a batch is divided, and how many threads compute each of them."""
+    """Return into how many parts a batch is divided, and how many threads compute each of them.
+
+    Threads that share every operation wait for each other hundreds of times in a step. Where each
+    has a part of the batch instead, they do so once: on two cores, a step of `mini` takes 0.9 of
+    the time, and 0.8 beside a busy program.
+    """
     activations = batch_size * config.block_size * config.n_embd
     threads = max(1, min(torch.get_num_threads(), activations // THREAD_ACTIVATIONS))
+    most = min(MOST_PARTS, piece_size(batch_size, config.block_size, device))
     # Dropout draws from one generator, and so in one order.
-    most = 1 if device.type != "cpu" or config.dropout else min(MOST_PARTS, batch_size)
+    if device.type != "cpu" or config.dropout:
+        most = 1
     n_parts = max(n for n in range(1, most + 1) if threads % n == 0)
     return n_parts, threads // n_parts
 
 
-class SideBySide:
-    """Does several things at once, each of them on so many threads, and returns what they return.
-
-    Threads that share every operation wait for each other hundreds of times in a step. Where each
-    has a part of the batch instead, they do so once: on two cores, a step of `mini` takes 0.87 of
-    the time, and 0.7 beside a busy program.
-    """
-
-    def __init__(self, n: int, threads: int):
-        self.threads = threads
-        # The first thing is done by the thread that asks.
-        self.others = ThreadPoolExecutor(
-            max(1, n - 1), initializer=torch.set_num_threads, initargs=(threads,)
-        )
-
-    def __call__(self, tasks: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        """Return the results of tasks, in their order; all of them are over if one fails."""
-        others = [self.others.submit(task) for task in tasks[1:]]
-        with on_threads(self.threads):
-            try:
-                first = tasks[0]()
-            finally:
-                wait(others)
-        return [first, *(other.result() for other in others)]
+def side_by_side(tasks: Sequence[Callable[[], Result]], pool: ThreadPoolExecutor) -> list[Result]:
+    """Return the results of tasks that a pool carries out; all are over if one of them fails."""
+    futures = [pool.submit(task) for task in tasks]
+    wait(futures)
+    try:
+        return list(map(Future.result, futures))
+    finally:
+        # An error and its future hold each other, and all that was allocated when it happened.
+        del futures
 
 
 def averaging_share(step: int) -> float:

@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from data import Text
+from training import on_threads
 
 # Signals work in the processes that tests start, even if they themselves run in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,10 +35,8 @@ def _as_users_run(monkeypatch):
 @pytest.fixture
 def _two_threads():
     """torch computes on two threads, however many cores there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with on_threads(2):
+        yield
 
 
 def characters(text: Text) -> str:

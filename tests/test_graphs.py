@@ -19,7 +19,9 @@ from graphs import CALLS_BEFORE_RECORDING, Recorded
     [
         (["--dtype", "float32"], 1),
         (["--dtype", "bfloat16"], 1),
-        (["--batch_size", "600"], 4),  # two of each of two parts, which threads share
+        # Two of each of two parts, which threads share.
+        (["--batch_size", "600", "--dtype", "float32"], 4),
+        (["--batch_size", "600", "--dtype", "bfloat16"], 4),
     ],
 )
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -121,12 +121,15 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
 
 @pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
-    ("dtype", "sent", "code"),
-    [("float32", signal.SIGINT, 130), ("bfloat16", signal.SIGTERM, 143)],
+    ("words", "sent", "code"),
+    [
+        (["--dtype", "float32", "--dropout", "0.1"], signal.SIGINT, 130),
+        # Enough for two threads, each with half of a batch.
+        (["--dtype", "bfloat16", "--batch_size", "300"], signal.SIGTERM, 143),
+    ],
 )
-def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, dtype, sent, code):
-    words = [book, *SMALL, "--dropout", "0.1", "--max_steps", "240", "--eval_interval", "40"]
-    words += ["--dtype", dtype]
+def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, sent, code):
+    words = [book, *SMALL, *words, "--max_steps", "240", "--eval_interval", "40"]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.

@@ -3,10 +3,14 @@
 And what makes either fast does so.
 """
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ import torch
 from conftest import SMALL
 from torch.nn import functional as F
 
+import graphs
 import train
 import training
 from checkpoint import optimizer_tensors
@@ -89,10 +94,13 @@ def test_very_long_validation_part_is_read_in_part(monkeypatch):
 )
 def test_large_batch_is_divided_between_threads(book, words, n_parts, threads_of_each):
     run = train.begin(*train.command_line().parse([book, *SMALL, "--dtype", "float32", *words]))
-    seen = set()
-    run.model.register_forward_hook(
-        lambda *_: seen.add((threading.get_ident(), torch.get_num_threads()))
-    )
+    seen, all_at_once = set(), threading.Barrier(n_parts, timeout=60)
+
+    def note_thread(*_):
+        all_at_once.wait()
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+
+    run.model.register_forward_pre_hook(note_thread)
     train.step_function(run)(0, 1)
     assert len(seen) == n_parts
     assert {threads for _, threads in seen} == {threads_of_each}
@@ -116,11 +124,87 @@ def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch
     for step in range(2):
         losses = [take_step(step, 2).item() for take_step in steps]
         assert losses[0] == losses[1]
-    assert len(set(threads)) == 2
-    assert threads[-4:] == [threading.main_thread()] * 4
+    # Two parts that fail, then two in each step.
+    assert threads[2:] == [threading.main_thread()] * 4
     assert halved.pieces == training.Pieces(2, reduced=True)
     said = capsys.readouterr().err
     assert said.count("memory ran out: from here on 2 instead of 4 windows") == 1
+
+
+def test_memory_that_runs_out_in_what_is_recorded_has_smaller_pieces_recorded(book, monkeypatch):
+    out_of_memory = []
+
+    record = graphs.Operations.repeater
+
+    def record_to_fail(*args):
+        repeat = record(*args)
+
+        def repeat_or_fail():
+            if out_of_memory:
+                raise out_of_memory.pop()
+            repeat()
+
+        return repeat_or_fail
+
+    monkeypatch.setattr(graphs.Operations, "repeater", record_to_fail)
+    run = train.begin(*train.command_line().parse([book, *SMALL]))
+    forwards = []
+    run.model.register_forward_hook(lambda *_: forwards.append(1))
+    take_step = train.step_function(run)
+    for step in range(graphs.CALLS_BEFORE_RECORDING + 2):
+        take_step(step, 20)
+    assert len(forwards) == graphs.CALLS_BEFORE_RECORDING + 1
+    out_of_memory.append(MemoryError())
+    take_step(5, 20)
+    assert run.pieces == training.Pieces(2, reduced=True)
+    assert len(forwards) == graphs.CALLS_BEFORE_RECORDING + 1 + 2
+
+
+def test_tasks_are_over_when_one_of_them_fails_and_what_it_allocated_is_freed():
+    held, over = [], []
+
+    def fail():
+        activations = torch.zeros(1)
+        held.append(weakref.ref(activations))
+        raise MemoryError
+
+    def take_longer():
+        over.append(sum(range(10**6)))
+
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            with contextlib.suppress(MemoryError):
+                training.side_by_side([fail, take_longer], pool)
+            assert over == [sum(range(10**6))]
+        # Now that its thread is over, nothing but an error that is kept could hold it.
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "words", "expected"),
+    [
+        (1, [], (1, 1)),
+        (2, [], (2, 1)),
+        (3, [], (3, 1)),
+        (6, [], (3, 2)),
+        (7, [], (1, 7)),
+        (64, [], (4, 2)),  # more than eight would have too little to do
+        (2, ["--batch_size", "1"], (1, 1)),
+        (4, ["--block_size", "2000"], (2, 2)),  # no more than 4,096 characters at once
+        (4, ["--dropout", "0.1"], (1, 4)),
+    ],
+)
+def test_batch_is_divided_into_parts_that_keep_the_threads_busy(book, n_threads, words, expected):
+    words = ["--preset", "mini", "--device", "cpu", *words]
+    run = train.begin(*train.command_line().parse([book, *words]))
+    batch_size, shape = run.config.batch_size, run.model.config
+    with training.on_threads(n_threads):
+        assert training.divide_among_threads(batch_size, shape, torch.device("cpu")) == expected
+    on_gpu = training.divide_among_threads(batch_size, shape, torch.device("cuda"))
+    assert on_gpu[0] == 1
 
 
 def last_line_of(code: str) -> bytes:
