@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 # Read when torch is loaded, and the same as in train.py, where it is explained.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 import numpy as np
 import torch

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import profile
+from torch.profiler import _ExperimentalConfig, profile
 
 import model
 import train
@@ -112,7 +112,8 @@ def serve(name: str, words: list[str], pipe: Connection) -> None:
 
 def show_profile(work: Callable[[], object]) -> None:
     """Print where the time of something goes."""
-    with profile() as profiler:
+    all_threads = _ExperimentalConfig(profile_all_threads=True)
+    with profile(experimental_config=all_threads) as profiler:
         work()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
@@ -132,6 +133,7 @@ def main() -> None:
         processes[name].start()
         # The first is chargpt; threads of the others wait for each other as torch has them wait.
         os.environ.pop("GOMP_SPINCOUNT", None)
+        os.environ.pop("KMP_BLOCKTIME", None)
         end.close()  # so that it is noticed here when the process fails
         characters = pipes[name].recv()
     for _ in range(ROUNDS + 1):
