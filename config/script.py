@@ -103,7 +103,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
         # A signal may arrive in the middle of a print, which print does not bear.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; Ctrl-C stops at once\n")
+            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
 
 class Unfailing:
