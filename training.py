@@ -126,14 +126,17 @@ def make_step(
         # On a CPU, Python decides where dropout masks are cut.
         return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
-    parts = [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+    def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
+        return [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+
+    parts = recorded_parts()
     move_weights = recorded(move_weights)
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
         """Compute the parts of a batch, so many windows at once, and return the loss."""
         if windows < pieces.windows:
             # What was recorded reads more of them at once.
-            parts[:] = [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+            parts[:] = recorded_parts()
             pieces.windows, pieces.reduced = windows, True
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)

@@ -30,10 +30,10 @@ from model import GPT, GPTConfig
 def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch, dtype, tolerance):
     words = [book, *SMALL, "--batch_size", "10", "--dtype", dtype, "--grad_clip", "1e9"]
     losses, gradients = [], []
-    # Pieces of 10, 3 and 1 windows, then 2 and 2 and 1 of each of two parts.
-    for characters, part in [(1000, 2**30), (24, 2**30), (1, 2**30), (24, 1)]:
+    # Pieces of 10, 3 and 1 windows, then of 2 and 2 and 1 in each of two parts.
+    for characters, activations in [(1000, 2**30), (24, 2**30), (1, 2**30), (32, 1)]:
         monkeypatch.setattr(training, "PIECE_CHARACTERS", characters)
-        monkeypatch.setattr(training, "THREAD_ACTIVATIONS", part)
+        monkeypatch.setattr(training, "THREAD_ACTIVATIONS", activations)
         run = train.begin(*train.command_line().parse([*words, "--optimizer", "adamw"]))
         losses.append(train.step_function(run)(0, 1).item())
         # After one step, AdamW's mean of gradients is a tenth of the gradient.
@@ -133,7 +133,6 @@ def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch
 
 def test_memory_that_runs_out_in_what_is_recorded_has_smaller_pieces_recorded(book, monkeypatch):
     out_of_memory = []
-
     record = graphs.Operations.repeater
 
     def record_to_fail(*args):
