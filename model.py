@@ -19,6 +19,9 @@ from graphs import Recorded
 # The last character attends to this many keys, or two, three, ... times as many, and not always to
 # those of a whole context: reading those of 64 texts takes half of the time of `base`.
 KEYS_MULTIPLE = 64
+# Scores of no more keys than this are laid out by columns: torch's softmax takes rows one by one,
+# and those of `tiny`, of 8 numbers, are so short that it takes three times as long.
+SHORT_ROW = 16
 # For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16
 
@@ -110,8 +113,14 @@ def attention(
         mask = causal_mask(T, query.dtype, query.device)
     # One product for all heads also scales and adds the mask, which saves two passes over scores.
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, T or S, D)
-    scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=1 / math.sqrt(D))
-    weights = drop(scores.softmax(dim=2), dropout)  # (B * H, T, S)
+    scale = 1 / math.sqrt(D)
+    if S > SHORT_ROW:
+        scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=scale)
+        weights = scores.softmax(dim=2)  # (B * H, T, S)
+    else:
+        scores = torch.baddbmm(mask.mT.expand(B * H, S, T), key, query.mT, alpha=scale)
+        weights = scores.softmax(dim=1).mT  # (B * H, T, S)
+    weights = drop(weights, dropout)
     return (weights @ value).unflatten(0, (B, H))  # (B, H, T, D)
 
 

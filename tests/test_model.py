@@ -62,9 +62,10 @@ def test_sizes_are_the_published_ones(shape, published):
 
 
 @pytest.mark.parametrize("positions", [None, [4, 5], [0, 3, 1]])
-def test_attention_is_the_formula_written_out(positions):
+@pytest.mark.parametrize("S", [6, 17])  # in columns, and in rows
+def test_attention_is_the_formula_written_out(S, positions):
     torch.manual_seed(1)
-    B, H, S, D = 2, 3, 6, 5
+    B, H, D = 2, 3, 5
     mask, places = None, range(S)
     if positions is not None:
         mask, places = causal_mask(S, torch.float64, torch.device("cpu"))[positions], positions
