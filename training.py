@@ -85,8 +85,14 @@ def make_step(
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(threads,))
-    # Each part of a batch has gradients of its own; they are added up in float32.
-    gradients = [[torch.zeros_like(weight) for weight in weights] for _ in range(n_parts)]
+    # Each part of a batch has a gradient of its own; they are added up in float32. It is one long
+    # vector: with a tensor for each weight, a step of `tiny` takes 1.05 times as long.
+    sizes = [weight.numel() for weight in weights]
+    gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
+
+    def by_weight(gradient: Tensor) -> list[Tensor]:
+        pieces = zip(gradient.split(sizes), weights, strict=True)
+        return [piece.view_as(weight) for piece, weight in pieces]
 
     def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = network(inputs)  # (B, T, V)
@@ -108,11 +114,13 @@ def make_step(
 
     def move_weights(loss: Tensor) -> Tensor:
         """Move the weights along the sum of the gradients, and return the loss."""
+        total = gradients[0]
         for gradient in gradients[1:]:
-            torch._foreach_add_(gradients[0], gradient)
-        for weight, gradient in zip(weights, gradients[0], strict=True):
+            total += gradient
+        norm = total.norm()
+        total *= (config.grad_clip / (norm + 1e-6)).clamp(max=1)
+        for weight, gradient in zip(weights, by_weight(total), strict=True):
             weight.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
         update_average(average, model, share)
@@ -127,7 +135,7 @@ def make_step(
         return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
-        return [recorded(partial(write_gradient, gradient)) for gradient in gradients]
+        return [recorded(partial(write_gradient, by_weight(gradient))) for gradient in gradients]
 
     parts = recorded_parts()
     move_weights = recorded(move_weights)

@@ -45,6 +45,25 @@ def test_step_in_pieces_has_the_gradients_of_the_whole_batch(book, monkeypatch, 
             assert (other[name] - whole).norm() <= tolerance * whole.norm()
 
 
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("activations", [1, 2**30])  # a batch in two parts, and whole
+def test_long_gradient_is_shortened_and_a_short_one_is_not(book, monkeypatch, activations):
+    monkeypatch.setattr(training, "THREAD_ACTIVATIONS", activations)
+    words = [book, *SMALL, "--dtype", "float32", "--optimizer", "adamw", "--grad_clip"]
+    gradients = {}
+    for clip in (1e9, 2e9, 0.01):
+        run = train.begin(*train.command_line().parse([*words, str(clip)]))
+        train.step_function(run)(0, 1)
+        tensors = optimizer_tensors(run.model, run.optimizers)
+        # After one step, AdamW's mean of gradients is a tenth of the gradient.
+        means = [10 * t.flatten() for name, t in tensors.items() if name.endswith("exp_avg")]
+        gradients[clip] = torch.cat(means)
+    whole = gradients[1e9]
+    assert whole.norm() > 0.01
+    assert torch.equal(gradients[2e9], whole)
+    torch.testing.assert_close(gradients[0.01], whole * (0.01 / whole.norm()))
+
+
 def test_average_counts_late_weights_most_and_forgets_the_first():
     model, average = (GPT(GPTConfig(4, 1, 1, 4), 5) for _ in range(2))
     for step in range(100):
