@@ -19,8 +19,8 @@ from graphs import Recorded
 # The last character attends to this many keys, or two, three, ... times as many, and not always to
 # those of a whole context: reading those of 64 texts takes half of the time of `base`.
 KEYS_MULTIPLE = 64
-# Scores of no more keys than this are laid out by columns: torch's softmax takes rows one by one,
-# and those of `tiny`, of 8 numbers, are so short that it takes three times as long.
+# Scores of no more keys than this are laid out by columns. On a CPU, torch takes rows one by one:
+# for those of `tiny`, of 8 numbers, a softmax takes three times as long, from 32 on no longer.
 SHORT_ROW = 16
 # For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16

@@ -296,7 +296,10 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     )
     with bar, StopRequest() as stop:
         for step in itertools.count(start):
-            progress.step, due = step, step % run.config.eval_interval == 0
+            progress.step, interval = step, run.config.eval_interval
+            # Where the interval has just grown, its next multiple may be too near.
+            since = step - (progress.evaluated_step or -interval)
+            due = step % interval == 0 and since > interval / 2
             if deadline is not None and step > start:
                 training = time.perf_counter() - began - evaluating
                 correct_plan(run, pace, deadline, step - start, training, due)

@@ -85,14 +85,15 @@ def make_step(
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(threads,))
-    # Each part of a batch has a gradient of its own; they are added up in float32. It is one long
-    # vector: with a tensor for each weight, a step of `tiny` takes 1.05 times as long.
+    # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
+    # measuring and shortening are one operation each. With a tensor for each weight, a step of
+    # `tiny` takes 1.05 times as long.
     sizes = [weight.numel() for weight in weights]
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
 
     def by_weight(gradient: Tensor) -> list[Tensor]:
-        pieces = zip(gradient.split(sizes), weights, strict=True)
-        return [piece.view_as(weight) for piece, weight in pieces]
+        of_weights = zip(gradient.split(sizes), weights, strict=True)
+        return [stretch.view_as(weight) for stretch, weight in of_weights]
 
     def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = network(inputs)  # (B, T, V)
@@ -101,7 +102,7 @@ def make_step(
         return loss.detach(), torch.autograd.grad(loss, network_weights)
 
     def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
-        """Write the gradient of windows into tensors, and return what they add to the loss."""
+        """Write the gradient of windows, by weight, and return what they add to the loss."""
         loss = torch.zeros((), device=ids.device)
         at_once = pieces.windows if pieces.reduced else pieces.windows // n_parts
         for i, piece in enumerate(starts.split(at_once)):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from model import (
     GPT,
+    SHORT_ROW,
     GPTConfig,
     KVCache,
     Linear,
@@ -62,7 +63,7 @@ def test_sizes_are_the_published_ones(shape, published):
 
 
 @pytest.mark.parametrize("positions", [None, [4, 5], [0, 3, 1]])
-@pytest.mark.parametrize("S", [6, 17])  # in columns, and in rows
+@pytest.mark.parametrize("S", [6, SHORT_ROW, SHORT_ROW + 1])  # in columns, and in rows
 def test_attention_is_the_formula_written_out(S, positions):
     torch.manual_seed(1)
     B, H, D = 2, 3, 5
@@ -77,6 +78,18 @@ def test_attention_is_the_formula_written_out(S, positions):
         total = sum(math.exp(score) for score in scores)
         expected = sum(math.exp(score) / total * value[b, h, s] for s, score in enumerate(scores))
         torch.testing.assert_close(result[b, h, t], expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_columns_and_rows_of_scores_have_the_same_gradients(monkeypatch, dropout):
+    results = []
+    for longest in (0, SHORT_ROW):
+        monkeypatch.setattr("model.SHORT_ROW", longest)
+        torch.manual_seed(1)
+        inputs = [torch.randn(2, 3, 8, 5).double().requires_grad_() for _ in range(3)]
+        result = attention(*inputs, dropout=dropout)
+        results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+    torch.testing.assert_close(*results)
 
 
 def test_whole_network_is_the_textbook_written_out():

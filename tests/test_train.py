@@ -237,6 +237,14 @@ def test_interval_that_is_asked_for_is_kept(book):
     assert steps[:-1] == list(range(0, steps[-1], 30))
 
 
+def test_evaluations_stay_apart_when_the_interval_grows(book):
+    assert train.main([book, *SMALL, "--max_steps", "20", "--eval_interval", "10"]) == 0
+    words = ["--resume", "out/book-tiny", "--max_steps", "60", "--eval_interval", "11"]
+    assert train.main(words) == 0
+    # 22 is a multiple of 11, but it follows closely upon 20.
+    assert [line["step"] for line in log("out/book-tiny")] == [0, 10, 20, 33, 44, 55, 60]
+
+
 def test_steps_fit_before_the_deadline_with_their_evaluations():
     pace = train.Pace(step=0.1, evaluation=2.0)
     # 100 steps take 10 s, their 10 evaluations 20 s and the one at the end 1 to 2 s.

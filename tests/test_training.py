@@ -61,7 +61,8 @@ def test_long_gradient_is_shortened_and_a_short_one_is_not(book, monkeypatch, ac
     whole = gradients[1e9]
     assert whole.norm() > 0.01
     assert torch.equal(gradients[2e9], whole)
-    torch.testing.assert_close(gradients[0.01], whole * (0.01 / whole.norm()))
+    expected = whole * (0.01 / whole.norm())
+    assert (gradients[0.01] - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_average_counts_late_weights_most_and_forgets_the_first():
