@@ -299,7 +299,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             progress.step, interval = step, run.config.eval_interval
             # Where the interval has just grown, its next multiple may be too near.
             since = step - (progress.evaluated_step or -interval)
-            due = step % interval == 0 and since > interval / 2
+            due = step % interval == 0 and since >= interval / 4
             if deadline is not None and step > start:
                 training = time.perf_counter() - began - evaluating
                 correct_plan(run, pace, deadline, step - start, training, due)
