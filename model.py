@@ -45,8 +45,8 @@ class GPTConfig:
             raise ValueError(f"n_layer is {self.n_layer}; it must be at most 1000")
         if self.n_embd % self.n_head:
             raise ValueError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; "
-                f"n_embd {math.ceil(self.n_embd / self.n_head) * self.n_head} would be"
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; choose an n_head "
+                f"that divides it, or n_embd {math.ceil(self.n_embd / self.n_head) * self.n_head}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")

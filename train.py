@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 # How often a thread looks whether the others are done before it sleeps. GNU's OpenMP, which torch
 # has on Linux, reads it when it is loaded; by default it is 300,000, and then a step of `small`
@@ -196,16 +197,20 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
         for _ in range(CALLS_BEFORE_RECORDING):
             seconds_of_a_step()
         step = statistics.median(seconds_of_a_step() for _ in range(20 if thoroughly else 3))
-    batch = run.config.batch_size * model.config.block_size
     n_evaluated = min(len(run.validation_ids), EVALUATED_CHARACTERS)
     # The forward pass is a third of a step's arithmetic.
-    evaluation = step / 3 / batch * n_evaluated
+    evaluation = step / 3 / characters_in_step(run) * n_evaluated
     if thoroughly:
         began = time.perf_counter()
         evaluate(run.average, run.validation_ids, run.precision)
         write_sample(run)
         evaluation = time.perf_counter() - began
     return Pace(step, evaluation, run.config.eval_interval)
+
+
+def characters_in_step(run: Run) -> int:
+    """Return how many characters a step reads."""
+    return run.config.batch_size * run.model.config.block_size
 
 
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
@@ -218,8 +223,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     about = ""
     if deadline is not None:
         about, steps = "about ", pace.steps_until(deadline, interval)
-    batch = config.batch_size * run.model.config.block_size
-    times = steps * batch / len(run.training_ids)
+    times = steps * characters_in_step(run) / len(run.training_ids)
     print(
         f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
         f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
@@ -291,7 +295,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
         total=run.config.max_steps,
         initial=start,
         unit="char",
-        unit_scale=run.config.batch_size * run.model.config.block_size,
+        unit_scale=characters_in_step(run),
         disable=None,
     )
     with bar, StopRequest() as stop:
@@ -332,7 +336,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
         if run.saved_step != progress.step:
             progress.loss_sum = finite(loss_sum.item())
             keep(run)
-    return farewell(run, stop)
+    return farewell(run, stop, start, time.perf_counter() - began)
 
 
 def correct_plan(
@@ -439,17 +443,20 @@ def out_of_patience(run: Run) -> bool:
 
 
 def is_overfitting(run: Run) -> bool:
-    """Tell whether it is now that the run is seen to learn its text by heart.
+    """Tell whether it is now that the run is seen to learn its text by heart."""
+    return signs_of_overfitting(run) == run.log[-1:]
 
-    That is at the second evaluation that is worse than the best, or the first one after it, with a
-    lower training loss: one that is worse may be chance.
+
+def signs_of_overfitting(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of the log that show how the run learns its text by heart.
+
+    They are those from the second evaluation on that is worse than the best, because one may be
+    chance, with a training loss that is lower than there.
     """
-    since = evaluations_since_best(run)[1:]
     losses = {line["step"]: line["training_loss"] for line in run.log}
     if (at_best := losses.get(run.progress.best_step)) is None:
-        return False
-    signs = [line for line in since if line["training_loss"] < at_best]
-    return signs == since[-1:] != []
+        return []
+    return [x for x in evaluations_since_best(run)[1:] if x["training_loss"] < at_best]
 
 
 def explain(run: Run, error: Exception) -> str:
@@ -476,8 +483,11 @@ def explain(run: Run, error: Exception) -> str:
     return f"{sentence}; {run.folder / LAST} keeps step {run.saved_step:,}"
 
 
-def farewell(run: Run, stop: StopRequest) -> int:
-    """Say what came out and how to use it and go on with it; return the exit code."""
+def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
+    """Say what came out and how to use it and go on with it; return the exit code.
+
+    It began at step `start`, so many seconds ago.
+    """
     progress, folder = run.progress, shlex.quote(run.folder.as_posix())
     step, max_steps = progress.step, run.config.max_steps
     if run.saved_step != step:
@@ -495,6 +505,9 @@ def farewell(run: Run, stop: StopRequest) -> int:
         stopped, more = True, ""
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
     print(f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}")
+    since = f"since step {start:,} it" if start else "it"
+    characters = (step - start) * characters_in_step(run)
+    print(f"{since} read {characters:,} characters in {duration(seconds)}")
     if not stopped:
         # The run is saved; what it is compared with must not end it.
         with contextlib.suppress(MemoryError):
@@ -506,10 +519,14 @@ def farewell(run: Run, stop: StopRequest) -> int:
         print(f"note: {CURVE}, a picture of it, takes one more package: pip install matplotlib")
     # Before the first evaluation, the best model is the untrained one.
     best = folder if progress.best_step else shlex.quote((run.folder / LAST).as_posix())
-    print(
-        f"write with it:  python sample.py {best}\n"
-        f"go on with it:  python train.py --resume {folder}{more}"
-    )
+    print(f"write with it:  python sample.py {best}")
+    if step == max_steps and signs_of_overfitting(run):
+        print(
+            f"more steps will hardly help, as it overfits since step {progress.best_step:,}; more "
+            "text, more dropout or a smaller preset may"
+        )
+    else:
+        print(f"go on with it:  python train.py --resume {folder}{more}")
     return stop.exit_code if stopped else 0
 
 

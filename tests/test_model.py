@@ -308,7 +308,7 @@ def test_more_characters_than_the_context_are_refused():
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
-        (GPTConfig, {"n_embd": 30, "n_head": 4}, "not divisible by n_head 4; n_embd 32 would be"),
+        (GPTConfig, {"n_embd": 30, "n_head": 4}, "choose an n_head that divides it, or n_embd 32"),
         (GPTConfig, {"n_layer": 0}, "n_layer is 0; it must be at least 1"),
         (GPTConfig, {"dropout": 1.0}, "dropout is 1.0"),
         (SamplingConfig, {"temperature": -0.1}, "temperature is -0.1"),

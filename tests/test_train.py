@@ -86,6 +86,8 @@ def test_best_is_kept_besides_last(noise, capsys):
     printed = capsys.readouterr().out
     assert later > 2
     assert printed.count(f"overfitting since step {best['step']}: ") == 1
+    assert f"more steps will hardly help, as it overfits since step {best['step']};" in printed
+    assert "--resume" not in printed
 
 
 def test_overfitting_is_said_at_the_first_evaluation_that_shows_it():
@@ -100,7 +102,9 @@ def test_overfitting_is_said_at_the_first_evaluation_that_shows_it():
 
 def test_run_that_still_learns_is_not_said_to_overfit(book, capsys):
     assert train.main([book, *SMALL, "--max_steps", "100", "--eval_interval", "25"]) == 0
-    assert "overfitting" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "overfit" not in printed
+    assert "go on with it:  python train.py --resume out/book-tiny --max_steps 200\n" in printed
 
 
 def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
@@ -201,7 +205,10 @@ def test_finished_run_goes_on_when_told_to(book, capsys, end, logged):
     assert train.main(["--resume", "out/a", "--max_steps", "42"]) == 0
     assert [line["step"] for line in log("out/a")] == [*logged, 30, 40, 42]
     assert log("out/a")[: len(logged)] == before
-    assert f"resumed  out/a at step {end}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\nit read " in printed
+    assert f"resumed  out/a at step {end}" in printed
+    assert f"\nsince step {end} it read {4 * 8 * (42 - end)} characters in " in printed
 
 
 def test_run_goes_on_when_its_text_has_moved(trained, book):
