@@ -13,7 +13,7 @@ import difflib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from config import build
 from data import Vocabulary
 from model import GPT, GPTConfig
-from optimizer import Optimizer
+from optimizer import Optimizer, memory_shapes
 
 OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
@@ -59,7 +59,7 @@ class Progress:
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
-    # An evaluation belongs to the state: a checkpoint at this step comes after it.
+    # The step of the last evaluation, which is not made again when the run goes on from there.
     evaluated_step: int | None = None
     # The training losses since then.
     loss_sum: float = 0.0
@@ -294,7 +294,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     lines = []
     # Only a line feed ends a line: a sample may contain what else splitlines() would split at.
     for written in (run / LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(written)
             if isinstance(line, dict) and all(
                 isinstance(line.get(key), kind) for key, kind in LOGGED.items()
@@ -315,16 +315,11 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 
 
 def restore_optimizers(
-    model: nn.Module,
-    optimizers: Iterable[Optimizer],
-    tensors: dict[str, Tensor],
-    expected: dict[str, torch.Size],
+    model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Give new optimizers the memory that `optimizer_tensors` returned of old ones.
-
-    `expected` names the tensors and their shapes, which the optimizers themselves do not check.
-    """
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+    """Give new optimizers the memory that `optimizer_tensors` returned of old ones."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != memory_shapes(model, optimizers):
         raise ValueError("the optimizer's part of the checkpoint does not fit the model")
     names = {parameter: name for name, parameter in model.named_parameters()}
     memory: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -333,10 +328,10 @@ def restore_optimizers(
         memory[name][what] = tensor
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if remembered := memory[names[parameter]]:
-                optimizer.state[parameter] = {
-                    what: tensor.to(parameter.device) for what, tensor in remembered.items()
-                }
+            optimizer.state[parameter] = {
+                what: tensor.to(parameter.device)
+                for what, tensor in memory[names[parameter]].items()
+            }
 
 
 def _all_finite(tensors: dict[str, Tensor]) -> bool:
@@ -363,11 +358,9 @@ def write_whole(path: Path, data: bytes) -> None:
         # The new name lives in the folder, which has to reach the disk as well; where a file system
         # refuses that, the file is there all the same.
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):
-                os.fsync(folder)
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):
+            os.fsync(folder)
+        os.close(folder)
 
 
 def _sync(descriptor: int) -> None:

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -48,15 +47,7 @@ from config import (
     ran_out_of_memory,
     run_script,
 )
-from data import (
-    COUNTED_CHARACTERS,
-    Text,
-    TextConfig,
-    Vocabulary,
-    baselines,
-    fit_block_size,
-    read_text,
-)
+from data import Text, TextConfig, Vocabulary, baselines, fit_block_size, read_text
 from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
 from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
@@ -102,6 +93,8 @@ class Job:
 
     name: str
     folder: Path
+    # How far its model looks back.
+    context: int
     # What train.py is called with to begin it and to go on with it; nothing if it is not trained.
     words_to_begin: tuple[str, ...] = ()
     words_to_go_on: tuple[str, ...] = ()
@@ -153,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("stopped; the same command goes on from here", file=sys.stderr)
                 return stop.exit_code
         done = [job for job in all_jobs if job not in failures]
-        parts = Parts.of(text, vocabulary, device, longest_context(done))
+        parts = Parts.of(text, vocabulary, device, max((job.context for job in done), default=1))
         for i, job in enumerate(done):
             bar.n = len(all_jobs) + MEASURING * i
             bar.set_description_str(f"measuring {job.folder.name} ")
@@ -283,7 +276,7 @@ def plan(
             "train": replace(config, seed=seed),
         }
         begin = (*to_begin, f"--seed={seed}", f"--out={run}")
-        jobs.append(Job(Path(preset).stem, run, begin, to_go_on, seconds, max_steps))
+        jobs.append(Job(Path(preset).stem, run, block_size, begin, to_go_on, seconds, max_steps))
         if (run / LAST).exists():
             saved = check_run(run, text, vocabulary, settings, OWN_ADVICE)
             steps = saved.settings["train"]["max_steps"]
@@ -304,8 +297,8 @@ def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextCo
     if not (run / BEST).is_file():
         raise ValueError(f"{path} holds a run that has not been evaluated yet")
     advice = "only runs on the same text and split can be compared"
-    check_run(run, text, vocabulary, {"text": text_config}, advice)
-    return Job(run.resolve().name, run)
+    saved = check_run(run, text, vocabulary, {"text": text_config}, advice)
+    return Job(run.resolve().name, run, saved.model.config.block_size)
 
 
 def check_run(
@@ -399,11 +392,6 @@ def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
     return f"it ended with exit code {process.returncode}; see {job.folder / SAID}"
 
 
-def longest_context(jobs: Sequence[Job]) -> int:
-    """Return how far the models of some runs look back at most."""
-    return max((load_last(job.folder).model.config.block_size for job in jobs), default=1)
-
-
 def show(
     folder: Path,
     name: str,
@@ -425,7 +413,8 @@ def show(
             sentences.append(f"{job.folder.name} failed: {reason}")
         else:
             row.failure = reason
-    simple = simpler_models(parts, vocabulary)
+    ids, targets = parts.validation_ids, torch.arange(1, len(parts.validation_ids))
+    simple = baselines(parts.training_ids, ids, targets, vocabulary.characters)
     print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(sentences) + "\n")
     passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
     page = as_page(f"Model sizes compared on {name}", rows, simple, passage, sentences, facts)
@@ -444,14 +433,6 @@ def show(
     (best,) = (row.name for row in rows if row.best)
     run = next(job.folder for job in measured if job.name == best)
     print(f"write with it:   python sample.py {shlex.quote(run.as_posix())}")
-
-
-def simpler_models(parts: Parts, vocabulary: Vocabulary) -> dict[str, float]:
-    """Return what models that only count make of the validation part, in bits per character."""
-    validation_ids = parts.validation_ids.cpu().numpy()
-    training_ids = parts.training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
-    targets = np.arange(1, len(validation_ids))
-    return baselines(training_ids, validation_ids, targets, vocabulary.characters)
 
 
 def reproduction(

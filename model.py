@@ -199,11 +199,7 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        self, x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, self.n_head, -1))  # (B, T, 3, H, D)
         query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # (B, H, T, D)
@@ -239,11 +235,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        self, x: Tensor, mask: Tensor | None, positions: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), mask, positions, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
@@ -285,10 +277,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        self, ids: Tensor, positions: Tensor | None = None, caches: Sequence[KVCache] | None = None
     ) -> Tensor:
         """Return logits (B, T, V) for ids (B, T), which stand at positions 0 to T - 1.
 

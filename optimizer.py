@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 MOMENTUM_WARMUP = 300
-# Times what a rate is multiplied by, this is still a number in float32.
+# What a step makes of a higher rate may be no number in float32 any more.
 LARGEST = 1e30
 
 

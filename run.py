@@ -25,7 +25,6 @@ from checkpoint import (
     read_log,
     restore_optimizers,
     save_checkpoint,
-    write_log,
 )
 from config import (
     Device,
@@ -37,17 +36,9 @@ from config import (
     load_preset,
     to_device,
 )
-from data import (
-    STANDARD_INPUT,
-    Text,
-    TextConfig,
-    Vocabulary,
-    coverage,
-    fit_block_size,
-    read_text,
-)
+from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, coverage, fit_block_size, read_text
 from model import GPT, GPTConfig
-from optimizer import Optimizer, OptimizerConfig, make_optimizers, memory_shapes
+from optimizer import Optimizer, OptimizerConfig, make_optimizers
 from training import Pieces, make_step, piece_size
 
 
@@ -122,7 +113,7 @@ class Run:
     seconds_before: float = 0.0
     # The best model, until it is on disk.
     unsaved_best: Checkpoint | None = None
-    # The step of last.safetensors, and when that was written.
+    # The step of last.safetensors, and when a newer one was last tried.
     saved_step: int = 0
     saved_at: float = 0.0
     # When the picture of its losses was drawn.
@@ -215,18 +206,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         print(f"note     {1 - in_blocks / total:.0%} of the parameters are embeddings and head")
         if text_config.min_count == 1 and (hint := coverage(text.counts)):
             print(f"         {hint}")
-    return assemble(
-        folder,
-        arguments.texts,
-        text,
-        vocabulary,
-        model,
-        copy.deepcopy(model),
-        optimizer_config,
-        text_config,
-        config,
-        Progress(),
-    )
+    start = Checkpoint(model, vocabulary, {}, {}, average=copy.deepcopy(model))
+    return assemble(folder, arguments.texts, text, start, optimizer_config, text_config, config)
 
 
 def refuse_to_overwrite(folder: Path) -> None:
@@ -296,32 +277,20 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
         )
     describe_text(text)
-    run = assemble(
-        folder,
-        paths,
-        text,
-        checkpoint.vocabulary,
-        checkpoint.model,
-        checkpoint.average,
-        optimizer_config,
-        text_config,
-        config,
-        checkpoint.progress,
-    )
-    expected = memory_shapes(run.model, run.optimizers) if step else {}
-    restore_optimizers(run.model, run.optimizers, checkpoint.optimizer, expected)
+    run = assemble(folder, paths, text, checkpoint, optimizer_config, text_config, config)
+    if step:
+        restore_optimizers(run.model, run.optimizers, checkpoint.optimizer)
     # Lines after the last save come anew.
     if evaluated is not None:
         run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
         run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
     run.saved_step = step
     run.max_steps_before = saved["train"].max_steps
-    if config.patience is not None and len(evaluations_since_best(run)) >= config.patience:
+    if out_of_patience(run):
         raise ValueError(
             f"{folder} has stopped early, {len(evaluations_since_best(run))} evaluations after its "
             f"best, step {run.progress.best_step:,}; to go on, give a larger --patience"
         )
-    write_log(folder, run.log)
     print(f"resumed  {folder} at step {step:,}")
     return run
 
@@ -330,15 +299,13 @@ def assemble(
     folder: Path,
     paths: list[str],
     text: Text,
-    vocabulary: Vocabulary,
-    model: GPT,
-    average: GPT,
+    start: Checkpoint,
     optimizer_config: OptimizerConfig,
     text_config: TextConfig,
     config: TrainConfig,
-    progress: Progress,
 ) -> Run:
     """Bring model and text to the device, and say what will be trained there."""
+    model, progress = start.model, start.progress
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
     to_device(model, device)
@@ -351,14 +318,14 @@ def assemble(
         f"device   {device} ({device_reason}), "
         f"{str(precision).removeprefix('torch.')} ({precision_reason})"
     )
-    ids = text.ids(vocabulary, copied=device.type != "cpu").to(device)
+    ids = text.ids(start.vocabulary, copied=device.type != "cpu").to(device)
     return Run(
         folder,
         paths,
         text,
-        vocabulary,
+        start.vocabulary,
         model,
-        average.to(device),
+        start.average.to(device),
         make_optimizers(model, optimizer_config, precision),
         optimizer_config,
         text_config,
@@ -425,6 +392,12 @@ def step_function(run: Run) -> Callable[[int, int], Tensor]:
         run.precision,
         run.pieces,
     )
+
+
+def out_of_patience(run: Run) -> bool:
+    """Tell whether so many evaluations brought no gain that the run is to stop."""
+    patience = run.config.patience
+    return patience is not None and len(evaluations_since_best(run)) >= patience
 
 
 def evaluations_since_best(run: Run) -> list[dict[str, Any]]:

@@ -38,14 +38,7 @@ from config import (
     ran_out_of_memory,
     run_script,
 )
-from data import (
-    CATALOGUE,
-    COUNTED_CHARACTERS,
-    baselines,
-    bytes_per_character,
-    predicted_places,
-    survey,
-)
+from data import CATALOGUE, baselines, bytes_per_character, predicted_places, survey
 from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
@@ -56,6 +49,7 @@ from run import (
     TrainConfig,
     begin,
     evaluations_since_best,
+    out_of_patience,
     refuse_to_overwrite,
     resume,
     step_function,
@@ -99,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_to_overwrite(run.folder)
                 # A folder that cannot be written is found out now, and not after an hour.
                 run.save(LAST)
+            else:
+                # Lines after the last save come anew.
+                write_log(run.folder, run.log)
         # What training says may get lost; what it has learned must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
@@ -342,7 +339,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
 def correct_plan(
     run: Run, pace: Pace, deadline: float, taken: int, training: float, evaluates: bool
 ) -> None:
-    """Fix anew how many steps there will be, from the seconds of training that `taken` took.
+    """Fix anew how many steps there will be, from the seconds that `taken` of them took.
 
     That is done before each evaluation, after 8, 16, 32, ... steps, and when time is left at the
     end: the rehearsal may have been slow by chance, and then evaluations become rarer, too.
@@ -396,7 +393,8 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         f"validation {nats_and_bits(validation_loss)}; "
         f"{describe_best(progress)}"
     )
-    if is_overfitting(run):
+    # That is said at the first sign of it.
+    if signs_of_overfitting(run) == run.log[-1:]:
         advice = "" if run.config.patience else ", Ctrl-C stops, --patience 3 stops by itself"
         tqdm.write(
             f"overfitting since step {progress.best_step:,}: validation has risen while training "
@@ -434,17 +432,6 @@ def draw_curve(run: Run) -> None:
         with contextlib.suppress(Exception):
             write_whole(run.folder / CURVE, curve(run.log))
         run.drawn_at = time.perf_counter()
-
-
-def out_of_patience(run: Run) -> bool:
-    """Tell whether so many evaluations brought no gain that the run is to stop."""
-    patience = run.config.patience
-    return patience is not None and len(evaluations_since_best(run)) >= patience
-
-
-def is_overfitting(run: Run) -> bool:
-    """Tell whether it is now that the run is seen to learn its text by heart."""
-    return signs_of_overfitting(run) == run.log[-1:]
 
 
 def signs_of_overfitting(run: Run) -> list[dict[str, Any]]:
@@ -532,20 +519,16 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
 
 def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
-    # More is not counted, and a GPU may have room for more than the computer.
-    training_ids = run.training_ids[-COUNTED_CHARACTERS:].cpu()
-    validation_ids = run.validation_ids.cpu()
-    targets = predicted_places(
-        len(validation_ids), run.model.config.block_size, EVALUATED_CHARACTERS
-    ).numpy()
+    ids, block_size = run.validation_ids.cpu(), run.model.config.block_size
+    targets = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
     characters = run.vocabulary.characters
-    bits = baselines(training_ids.numpy(), validation_ids.numpy(), targets, characters)
+    bits = baselines(run.training_ids, ids, targets, characters)
     others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
     said = f"bits per character, the fewer the better: {others}"
     if run.progress.best_loss is None:
         return said
     own = run.progress.best_loss / math.log(2)
-    per_byte = own / bytes_per_character(validation_ids.numpy()[targets], characters)
+    per_byte = own / bytes_per_character(ids[targets].numpy(), characters)
     # A text of one character costs the trigram nothing.
     below = [
         f"{abs(1 - own / bits[name]):.0%} {'below' if own < bits[name] else 'above'} {name}"

@@ -35,28 +35,6 @@ from config.script import (
     run_script,
 )
 
-__all__ = [
-    "PRESETS",
-    "Device",
-    "DoesNotFitError",
-    "Precision",
-    "SettingsParser",
-    "StopRequest",
-    "Unfailing",
-    "Values",
-    "bad_input_exits",
-    "build",
-    "choose_device",
-    "choose_precision",
-    "describe_os_error",
-    "harmless",
-    "load_preset",
-    "peak_memory",
-    "ran_out_of_memory",
-    "run_script",
-    "to_device",
-]
-
 # In order of size.
 PRESETS = ("tiny", "mini", "small", "medium", "base")
 
@@ -82,12 +60,12 @@ class SettingsParser(argparse.ArgumentParser):
         for section in sections.values():
             group = self.add_argument_group((section.__doc__ or "").rstrip("."))
             for field in fields(section):
-                kind, text = _declaration(section, field.name)
+                kind, _, text = _declaration(section, field.name)
                 default = "none" if field.default is None else field.default
                 group.add_argument(
                     f"--{field.name}",
                     default=argparse.SUPPRESS,
-                    metavar="|".join(_choices(kind)) or _without_none(kind).__name__.upper(),
+                    metavar="|".join(_choices(kind)) or kind.__name__.upper(),
                     help=f"{text} (default: {default})",
                 )
 
@@ -175,18 +153,14 @@ def build(sections: Sections, *layers: Values) -> list[Any]:
     return [section(**merged[name]) for name, section in sections.items()]
 
 
-def _declaration(section: type, name: str) -> tuple[Any, str]:
-    """Return the type and the help of a field."""
-    hint = typing.get_type_hints(section, include_extras=True)[name]
-    if typing.get_origin(hint) is Annotated:
-        return hint.__origin__, hint.__metadata__[0]
-    return hint, ""
-
-
-def _without_none(kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        return next(part for part in typing.get_args(kind) if part is not type(None))
-    return kind
+def _declaration(section: type, name: str) -> tuple[Any, bool, str]:
+    """Return the type of a field, whether None may stand for it, and its help."""
+    kind, text = typing.get_type_hints(section, include_extras=True)[name], ""
+    if typing.get_origin(kind) is Annotated:
+        kind, text = kind.__origin__, kind.__metadata__[0]
+    if isinstance(kind, types.UnionType):  # it is written X | None
+        return typing.get_args(kind)[0], True, text
+    return kind, False, text
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
@@ -197,10 +171,9 @@ def _checked(section: type, key: str, value: Any, where: str = "") -> Any:
     """Return a value in the type of its field, or say what it should be."""
     if key not in (names := [field.name for field in fields(section)]):
         raise ValueError(f"{where}has no key {key!r}{_suggest(key, names)}")
-    kind, _ = _declaration(section, key)
-    if value is None and kind is not _without_none(kind):
+    kind, may_be_none, _ = _declaration(section, key)
+    if value is None and may_be_none:
         return None
-    kind = _without_none(kind)
     if choices := _choices(kind):
         if value in choices:
             return value
@@ -218,8 +191,7 @@ def _checked(section: type, key: str, value: Any, where: str = "") -> Any:
 
 def _from_word(section: type, key: str, word: str) -> Any:
     """Return the value that a word on the command line stands for."""
-    kind, _ = _declaration(section, key)
-    kind = _without_none(kind)
+    kind, _, _ = _declaration(section, key)
     try:
         value = kind(word) if kind in (int, float) else word
     except ValueError:

@@ -52,7 +52,10 @@ def harmless(text: str) -> str:
 
 @contextlib.contextmanager
 def bad_input_exits(program: str) -> Iterator[None]:
-    """Turn a ValueError or OSError raised inside into its sentence on stderr and exit code 2."""
+    """Turn bad input and lack of memory into a sentence on stderr and exit code 2.
+
+    Bad input is a ValueError or an OSError raised inside.
+    """
     try:
         yield
     except BrokenPipeError:

@@ -1,6 +1,6 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
-from data.baselines import COUNTED_CHARACTERS, baselines, bytes_per_character
+from data.baselines import baselines, bytes_per_character
 from data.batches import (
     draw_starts,
     evenly_spaced,
@@ -15,25 +15,3 @@ from data.files import STANDARD_INPUT, read_file
 from data.survey import coverage, survey
 from data.text import Text, TextConfig, read_text
 from data.vocabulary import Vocabulary
-
-__all__ = [
-    "CATALOGUE",
-    "COUNTED_CHARACTERS",
-    "STANDARD_INPUT",
-    "Text",
-    "TextConfig",
-    "Vocabulary",
-    "baselines",
-    "bytes_per_character",
-    "coverage",
-    "draw_starts",
-    "evenly_spaced",
-    "fit_block_size",
-    "predicted_places",
-    "read_file",
-    "read_in_order",
-    "read_text",
-    "read_windows",
-    "step_seed",
-    "survey",
-]

@@ -4,13 +4,14 @@ import lzma
 import math
 
 import numpy as np
+from torch import Tensor
 
 # Counting or compressing more characters of a training part than this takes longer than it tells.
 COUNTED_CHARACTERS, COMPRESSED_CHARACTERS = 2**22, 2**20
 
 
 def baselines(
-    training_ids: np.ndarray, validation_ids: np.ndarray, targets: np.ndarray, characters: str
+    training_ids: Tensor, validation_ids: Tensor, targets: Tensor, characters: str
 ) -> dict[str, float]:
     """Return bits per character of a validation part, by the name of what predicts it.
 
@@ -18,11 +19,14 @@ def baselines(
     `characters` is the vocabulary. "uniform" knows the vocabulary; "unigram", "bigram" and
     "trigram" have counted the training part; "xz" has compressed it, and now adds the rest.
     """
+    # More is not counted, and a GPU may have room for more than the computer.
+    training_ids = training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
+    validation_ids, targets = validation_ids.cpu().numpy(), targets.numpy()
     places = targets[:, None] + np.arange(-2, 1)  # (targets, 3)
     # The characters before the validation part, at -1, -2, ..., are the last ones to train on.
     before, inside = training_ids[np.minimum(places, -1)], validation_ids[np.maximum(places, 0)]
     wanted = np.where(places < 0, before, inside)
-    bits = ngram_bits(training_ids[-COUNTED_CHARACTERS:], wanted, len(characters))
+    bits = ngram_bits(training_ids, wanted, len(characters))
     known = training_ids[-COMPRESSED_CHARACTERS:]
     read = np.concatenate((known, validation_ids[targets]))
     before, after = (len(lzma.compress(_utf8(ids, characters))) for ids in (known, read))

@@ -1,4 +1,4 @@
-"""From ids to batches: the split, windows in spread order to train on and in order to evaluate."""
+"""From ids to batches: windows in spread order to train on, and in order to evaluate."""
 
 from collections.abc import Iterator
 

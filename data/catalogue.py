@@ -31,7 +31,6 @@ CATALOGUE = {
     ),
 }
 PATIENCE = 20  # seconds without an answer
-BLOCK = 2**16
 
 
 def fetch(name: str) -> Path:
@@ -59,7 +58,10 @@ def fetch(name: str) -> Path:
                 f"what came from {address} is not {name}: its SHA-256 is {found}, not {sha256}"
             )
         if zipfile.is_zipfile(temporary):
-            _unpack(temporary)
+            with zipfile.ZipFile(temporary) as archive:
+                (inside,) = archive.namelist()
+                text = archive.read(inside)
+            temporary.write_bytes(text)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,22 +71,7 @@ def fetch(name: str) -> Path:
 def _download(address: str, path: Path) -> None:
     with urllib.request.urlopen(address, timeout=PATIENCE) as answer, path.open("wb") as file:
         size = int(answer.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc="fetching") as bar:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                bar.update(len(block))
-            if size and bar.n != size:
-                raise ConnectionError(f"it broke off after {bar.n:,} of {size:,} bytes")
-
-
-def _unpack(path: Path) -> None:
-    """Replace a zip file by the one file that is in it."""
-    unpacked = path.with_suffix(f"{path.suffix}-unpacked")
-    try:
-        with zipfile.ZipFile(path) as archive, unpacked.open("wb") as file:
-            (name,) = archive.namelist()
-            with archive.open(name) as packed:
-                shutil.copyfileobj(packed, file)
-        os.replace(unpacked, path)
-    finally:
-        unpacked.unlink(missing_ok=True)
+        with tqdm.wrapattr(answer, "read", size or None, desc="fetching") as watched:
+            shutil.copyfileobj(watched, file)
+        if size and file.tell() != size:
+            raise ConnectionError(f"it broke off after {file.tell():,} of {size:,} bytes")

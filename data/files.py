@@ -86,7 +86,7 @@ def find_files(paths: Sequence[str], glob: str | None) -> list[tuple[str | bytes
     for path in paths:
         if path in CATALOGUE and not os.path.exists(path):
             path = str(fetch(path))
-        if not path or not os.path.isdir(path):
+        if not os.path.isdir(path):
             found.append((_held(path), True))
         elif inside := _files_in(Path(path), glob):
             found += [(str(file), False) for file in inside]

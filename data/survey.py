@@ -1,7 +1,7 @@
 """What is worth knowing about a text before anything is trained on it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,7 +18,12 @@ def survey(counts: dict[str, int], blocks: Iterable[str]) -> str:
     Wrongly decoded text shows among the rarest characters, copied text among the repeated lines,
     which are looked for in the first `SURVEYED_CHARACTERS`.
     """
-    characters = "".join(_until(blocks, SURVEYED_CHARACTERS))[:SURVEYED_CHARACTERS]
+    characters = ""
+    for block in blocks:
+        characters += block
+        if len(characters) >= SURVEYED_CHARACTERS:
+            break
+    characters = characters[:SURVEYED_CHARACTERS]
     rarest = sorted(counts, key=counts.get)[:MOST_NAMED]
     named = ", ".join(f"{character!r} {counts[character]:,}" for character in rarest)
     rare = sum(count < FEW for count in counts.values())
@@ -50,12 +55,3 @@ def coverage(counts: dict[str, int]) -> str:
                 f"--min_count {min_count} makes the others one"
             )
     return ""
-
-
-def _until(blocks: Iterable[str], length: int) -> Iterator[str]:
-    """Yield blocks until they add up to a length."""
-    for block in blocks:
-        yield block
-        length -= len(block)
-        if length <= 0:
-            return

@@ -3,5 +3,3 @@
 from report.page import as_page
 from report.plots import PLOTTING, comparison, curve
 from report.table import Point, Row, as_csv, as_table
-
-__all__ = ["PLOTTING", "Point", "Row", "as_csv", "as_page", "as_table", "comparison", "curve"]

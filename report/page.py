@@ -6,15 +6,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from report.plots import (
-    COLORS,
-    FAINT,
-    INK,
-    PLOTTING,
-    loss_against_characters,
-    loss_against_parameters,
-    loss_against_time,
-)
+from report.plots import COLORS, FAINT, INK, PLOTTING, loss_against, loss_against_parameters
 from report.table import COLUMNS, WORDS, Row, baseline_cells, cells
 
 # From here on, all bits of surprise have the same colour.
@@ -92,12 +84,9 @@ def summary(rows: Sequence[Row]) -> str:
 def _samples(row: Row) -> list[str]:
     """Return what the first seed wrote at each stop of the slider: the newest text by then."""
     points = row.runs[0]
-    if not points:
-        return [""] * (SAMPLE_STOPS + 1)
+    first = points[0].sample if points else ""
     return [
-        [point for point in points if point.share <= stop / SAMPLE_STOPS or point is points[0]][
-            -1
-        ].sample
+        next((x.sample for x in reversed(points) if x.share <= stop / SAMPLE_STOPS), first)
         for stop in range(SAMPLE_STOPS + 1)
     ]
 
@@ -135,8 +124,8 @@ def _pictures(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
     if not PLOTTING:
         return "<p>Pictures of the losses need one more package: pip install matplotlib</p>"
     pictures = {
-        "Loss against time": loss_against_time(rows, baselines),
-        "Loss against characters seen": loss_against_characters(rows, baselines),
+        "Loss against time": loss_against("seconds", rows, baselines),
+        "Loss against characters seen": loss_against("characters", rows, baselines),
         "Loss against parameters, with two standard errors": loss_against_parameters(rows),
     }
     return "".join(

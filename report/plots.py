@@ -55,14 +55,9 @@ def comparison(rows: Sequence[Row], baselines: Mapping[str, float]) -> bytes:
     return _file(_losses_by("seconds", rows, baselines))
 
 
-def loss_against_time(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
-    """Return a picture of validation losses as the seconds go by, for a page."""
-    return _element(_losses_by("seconds", rows, baselines))
-
-
-def loss_against_characters(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
-    """Return a picture of validation losses by how much has been read, for a page."""
-    return _element(_losses_by("characters", rows, baselines))
+def loss_against(key: str, rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
+    """Return a picture of validation losses by "seconds" or by "characters" seen, for a page."""
+    return _element(_losses_by(key, rows, baselines))
 
 
 def loss_against_parameters(rows: Sequence[Row]) -> str:

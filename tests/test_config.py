@@ -8,15 +8,8 @@ import pytest
 import torch
 
 import train
-from config import (
-    PRESETS,
-    SettingsParser,
-    build,
-    choose_device,
-    choose_precision,
-    load_preset,
-)
-from config.hardware import refuse_other_logits
+from config import PRESETS, SettingsParser, build, choose_device, choose_precision, load_preset
+from config.hardware import logits_of, refuse_other_logits
 from model import GPT, GPTConfig
 
 SECTIONS = train.SECTIONS
@@ -133,6 +126,13 @@ def test_precision_is_what_was_asked_for_or_fits_the_width():
     assert choose_precision("bfloat16", cpu, 32)[0] == torch.bfloat16
     assert choose_precision("float32", cpu, 384)[0] == torch.float32
     assert choose_precision("auto", cpu, 32)[0] == torch.float32
+
+
+def test_logits_that_tell_devices_apart_are_made_with_the_cache_and_without():
+    model, ids = GPT(GPTConfig(8, 2, 2, 8), 5), torch.arange(8)[None] % 5
+    logits = logits_of(model, ids)  # (1, 16, 5)
+    torch.testing.assert_close(logits[:, 8:], logits[:, :8])
+    assert torch.equal(logits[:, :8], model(ids))
 
 
 def test_device_that_computes_something_else_is_refused():

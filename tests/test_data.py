@@ -260,21 +260,22 @@ def test_ngram_baselines_agree_with_counting_by_hand(story):
 
 def test_first_characters_to_validate_on_follow_the_last_ones_to_train_on(story):
     vocabulary = Vocabulary.of(story)
-    ids = vocabulary.encode(story).numpy()
-    targets = np.array([0, 1, 2, 70])
+    ids = vocabulary.encode(story)
+    targets = torch.tensor([0, 1, 2, 70])
     bits = baselines(ids[:5000], ids[5000:], targets, vocabulary.characters)
-    wanted = np.array([ids[5000 + place - 2 : 5001 + place] for place in targets])
-    assert bits["trigram"] == ngram_bits(ids[:5000], wanted, len(vocabulary))["trigram"]
+    wanted = np.array([ids[5000 + place - 2 : 5001 + place].tolist() for place in targets])
+    assert bits["trigram"] == ngram_bits(ids[:5000].numpy(), wanted, len(vocabulary))["trigram"]
 
 
 def test_xz_counts_what_it_adds_for_the_validation_part(story):
     vocabulary = Vocabulary.of(story)
-    ids = vocabulary.encode(story).numpy()
-    bits = baselines(ids[:5000], ids[5000:], np.arange(1, len(ids) - 5000), vocabulary.characters)
+    ids, targets = vocabulary.encode(story), torch.arange(1, len(story) - 5000)
+    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary.characters)
     read = story[:5000] + story[5001:]  # the first character is not predicted
     added = len(lzma.compress(read.encode())) - len(lzma.compress(story[:5000].encode()))
     assert bits["xz"] == 8 * added / (len(story) - 5001)
-    assert bytes_per_character(ids, vocabulary.characters) == len(story.encode()) / len(story)
+    n_bytes = len(story.encode())
+    assert bytes_per_character(ids.numpy(), vocabulary.characters) == n_bytes / len(story)
 
 
 def test_evenly_spaced_stretches_of_a_long_text():

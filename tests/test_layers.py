@@ -66,6 +66,14 @@ def test_arrows_point_down(module):
     assert used & MAY_USE.keys() <= MAY_USE[module] | {module}
 
 
+@pytest.mark.parametrize("module", MAY_USE)
+def test_nothing_reads_pickles(module):
+    for path in files(module):
+        source = path.read_text(encoding="utf-8")
+        assert "pickle" not in source
+        assert "torch.load" not in source
+
+
 def test_every_module_has_its_place():
     modules = {path.stem for path in ROOT.glob("*.py")}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}

@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL
 
 import train
-from checkpoint import BEST, LAST, Progress, load_checkpoint, read_log
+from checkpoint import BEST, LAST, LOG, Progress, load_checkpoint, read_log
 from data import Vocabulary
 from run import choose_preset
 
@@ -95,7 +95,9 @@ def test_overfitting_is_said_at_the_first_evaluation_that_shows_it():
     lines = [{"step": step, "training_loss": loss} for step, loss in enumerate(training_losses, 1)]
     progress = Progress(step=5, best_loss=2.0, best_step=1)
     said = [
-        train.is_overfitting(SimpleNamespace(progress=progress, log=lines[:n])) for n in range(1, 6)
+        train.signs_of_overfitting(SimpleNamespace(progress=progress, log=lines[:n]))
+        == [lines[n - 1]]
+        for n in range(1, 6)
     ]
     assert said == [False, False, False, True, False]
 
@@ -286,11 +288,6 @@ def test_short_text_trains_with_a_smaller_context(capsys):
     assert load_checkpoint(Path("out/short-mini", BEST)).model.config.block_size == 11
 
 
-def test_text_of_one_character_trains(capsys):
-    Path("a.txt").write_text("a" * 100)
-    assert train.main(["a.txt", "--preset", "tiny", "--max_steps", "2"]) == 0
-
-
 @pytest.mark.parametrize(
     ("device", "n_characters", "preset"),
     [
@@ -330,6 +327,15 @@ def test_dry_run_tells_what_to_expect_and_writes_nothing(book, capsys):
 def test_dry_run_of_a_text_that_has_a_run(trained, capsys):
     assert train.main(["book.txt", *SMALL, "--dry_run", "--out", trained]) == 0
     assert "nothing was trained" in capsys.readouterr().out
+
+
+def test_dry_run_of_a_run_to_go_on_with_changes_nothing_in_it(trained, capsys):
+    with Path(trained, LOG).open("a", encoding="utf-8") as file:
+        file.write("what came after the last save\n")
+    before = {path: path.read_bytes() for path in Path(trained).iterdir()}
+    assert train.main(["--resume", trained, "--max_steps", "30", "--dry_run"]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in Path(trained).iterdir()} == before
 
 
 def test_what_is_said_of_a_short_text_and_of_one_to_validate_on(book, story, capsys):
