@@ -12,7 +12,6 @@ import copy
 import difflib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from config import build
 from data import Vocabulary
 from model import GPT, GPTConfig
-from optimizer import Optimizer, memory_shapes
+from optimizer import Optimizer
 
 OUT = Path("out")
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
@@ -317,21 +316,13 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 def restore_optimizers(
     model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Give new optimizers the memory that `optimizer_tensors` returned of old ones."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes != memory_shapes(model, optimizers):
+    """Give optimizers the memory that `optimizer_tensors` returned of others."""
+    own = optimizer_tensors(model, optimizers)
+    shapes, expected = ({name: x.shape for name, x in of.items()} for of in (tensors, own))
+    if shapes != expected:
         raise ValueError("the optimizer's part of the checkpoint does not fit the model")
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    memory: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        name, _, what = key.rpartition(".")
-        memory[name][what] = tensor
-    for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            optimizer.state[parameter] = {
-                what: tensor.to(parameter.device)
-                for what, tensor in memory[names[parameter]].items()
-            }
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def _all_finite(tensors: dict[str, Tensor]) -> bool:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from config import DoesNotFitError, ran_out_of_memory
 from data import draw_starts, read_in_order, read_windows, step_seed
 from graphs import Recorded
 from model import GPT, GPTConfig
-from optimizer import Optimizer, OptimizerConfig, set_schedule
+from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
 
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes longer,
 # because what is computed is no longer in the cache when it is needed again, and more memory.
@@ -76,24 +76,31 @@ def make_step(
     on_cpu = ids.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
-    weights = list(model.parameters())
+    # The optimizers keep the weights in vectors, and what belongs to them lies in the same order.
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    weights = [group["weights"] for group in groups]
+    sizes = [len(vector) for vector in weights]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in groups for parameter in group["params"]]
+
+    def in_order(network: GPT) -> list[nn.Parameter]:
+        parameters = dict(network.named_parameters())
+        return [parameters[name] for name in order]
+
+    averaged = as_one_vector(in_order(average)).split(sizes)
     # Weights are kept and moved in float32. In a lower precision, a copy of them does the
     # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
     network = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
-    network_weights = list(network.parameters())
+    network_weights = in_order(network)
+    if network is not model:
+        copies = as_one_vector(network_weights).split(sizes)
     block_size = model.config.block_size
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(threads,))
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
-    # measuring and shortening are one operation each. With a tensor for each weight, a step of
-    # `tiny` takes 1.05 times as long.
-    sizes = [weight.numel() for weight in weights]
+    # measuring and shortening are one operation each.
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
-
-    def by_weight(gradient: Tensor) -> list[Tensor]:
-        of_weights = zip(gradient.split(sizes), weights, strict=True)
-        return [stretch.view_as(weight) for stretch, weight in of_weights]
 
     def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = network(inputs)  # (B, T, V)
@@ -120,14 +127,12 @@ def make_step(
             total += gradient
         norm = total.norm()
         total *= (config.grad_clip / (norm + 1e-6)).clamp(max=1)
-        for weight, gradient in zip(weights, by_weight(total), strict=True):
-            weight.grad = gradient
+        gradient_of_group = iter(total.split(sizes))
         for optimizer in optimizers:
-            optimizer.step()
-        update_average(average, model, share)
+            optimizer.step([next(gradient_of_group) for _ in optimizer.param_groups])
+        update_average(averaged, weights, share)
         if network is not model:
-            with torch.no_grad():
-                torch._foreach_copy_(network_weights, weights)
+            torch._foreach_copy_(copies, weights)
         # That adds nothing, but if the norm is not finite, it makes the loss not a number.
         return loss + 0 * norm
 
@@ -136,7 +141,8 @@ def make_step(
         return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
-        return [recorded(partial(write_gradient, by_weight(gradient))) for gradient in gradients]
+        views = [parts_of(gradient, network_weights) for gradient in gradients]
+        return [recorded(partial(write_gradient, view)) for view in views]
 
     parts = recorded_parts()
     move_weights = recorded(move_weights)
@@ -227,11 +233,9 @@ def averaging_share(step: int) -> float:
     return (AVERAGING_POWER + 1) / (step + 1 + AVERAGING_POWER)
 
 
-@torch.no_grad()
-def update_average(average: GPT, model: GPT, share: Tensor) -> None:
-    """Move averaged weights towards those of a model by a share, a scalar."""
-    averaged = list(average.parameters())
-    torch._foreach_lerp_(averaged, list(model.parameters()), [share] * len(averaged))
+def update_average(averaged: Sequence[Tensor], weights: Sequence[Tensor], share: Tensor) -> None:
+    """Move averaged weights towards others by a share, a scalar."""
+    torch._foreach_lerp_(averaged, weights, [share] * len(averaged))
 
 
 def keep_freed_memory() -> None:

@@ -9,7 +9,6 @@ from optimizer import (
     Muon,
     OptimizerConfig,
     make_optimizers,
-    memory_shapes,
     orthogonalize,
     schedule,
     set_schedule,
@@ -52,7 +51,7 @@ def test_schedule_reaches_every_group():
     momenta = []
     for step in (0, 150, 300, 1000):
         set_schedule([adamw, muon], step, 2000, config)
-        momenta.append(muon.param_groups[0]["momentum"].item())
+        momenta.append(muon.param_groups[0]["mu"].item())
     assert momenta == pytest.approx([0.85, 0.9, 0.95, 0.95])
 
 
@@ -74,24 +73,29 @@ def test_every_parameter_is_moved_by_one_optimizer(name):
 def test_projections_to_q_k_and_v_are_three_matrices():
     model = small_model()
     _, muon = make_optimizers(model, OptimizerConfig(), torch.float32)
-    joined = {block.attention.qkv.weight for block in model.blocks}
-    parameters = muon.param_groups[0]["params"]
-    assert {p: n for p, n in zip(parameters, muon.parts, strict=True) if n > 1} == (
-        dict.fromkeys(joined, 3)
-    )
+    pieces = {
+        batch.shape[1:]: list(batch) for batch in muon.matrices(muon.param_groups[0]["weights"])
+    }
+    for block in model.blocks:
+        for matrix in (*block.attention.qkv.weight.chunk(3), block.attention.projection.weight):
+            assert sum(torch.equal(matrix, piece) for piece in pieces[4, 4]) == 1
+        assert sum(torch.equal(block.feed_forward.up.weight, x) for x in pieces[16, 4]) == 1
+        assert sum(torch.equal(block.feed_forward.down.weight, x) for x in pieces[4, 16]) == 1
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_memory_shapes_are_those_after_a_step(name):
+def test_parameters_and_what_is_remembered_of_them_lie_in_vectors(name):
     model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
-    model(torch.tensor([[1, 2]])).sum().backward()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
     for optimizer in optimizers:
-        optimizer.step()
-    tensors = optimizer_tensors(model, optimizers)
-    assert {name: tensor.shape for name, tensor in tensors.items()} == (
-        memory_shapes(model, optimizers)
-    )
+        for group in optimizer.param_groups:
+            group["weights"].fill_(1.0)
+        optimizer.step([torch.ones_like(group["weights"]) for group in optimizer.param_groups])
+    assert all((parameter != 1).any() for parameter in model.parameters())
+    assert all(tensor.any() for tensor in optimizer_tensors(model, optimizers).values())
 
 
 def test_first_step_of_adamw_written_out():
@@ -99,8 +103,7 @@ def test_first_step_of_adamw_written_out():
     torch.nn.init.constant_(layer.weight, 2.0)
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     (adamw,) = make_optimizers(layer, config, torch.float32)
-    layer.weight.grad = torch.full_like(layer.weight, 3.0)
-    adamw.step()
+    adamw.step([torch.tensor([3.0])])
     # After one step the mean over the root of the mean square is the sign of the gradient.
     assert layer.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
 
@@ -113,7 +116,7 @@ def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(
     torch.manual_seed(1)
     matrix = torch.randn(shape)
     U, _, V = torch.linalg.svd(matrix, full_matrices=False)
-    (result,) = orthogonalize([matrix.to(dtype)])
+    ((result,),) = orthogonalize([matrix.to(dtype)[None]])
     assert result.dtype == dtype
     # In the basis of its singular vectors it is diagonal, with entries near 1.
     core = U.T @ result.float() @ V.T
@@ -125,10 +128,11 @@ def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(
 
 def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
     torch.manual_seed(1)
-    matrices = [torch.randn(shape) for shape in [(4, 4), (16, 4), (4, 4), (4, 16), (16, 4)]]
-    together = orthogonalize(matrices)
-    for matrix, result in zip(matrices, together, strict=True):
-        torch.testing.assert_close(result, orthogonalize([matrix])[0])
+    batches = [torch.randn(shape) for shape in [(2, 4, 4), (1, 16, 4), (3, 4, 16), (2, 3, 3)]]
+    together = orthogonalize(batches)
+    for batch, results in zip(batches, together, strict=True):
+        for matrix, result in zip(batch, results, strict=True):
+            torch.testing.assert_close(result, orthogonalize([matrix[None]])[0][0])
 
 
 def test_two_steps_of_muon_written_out():
@@ -137,15 +141,18 @@ def test_two_steps_of_muon_written_out():
     muon = Muon([(qkv, 3), (up, 1)], lr=0.5, momentum=0.9, precision=torch.float32)
     expected, means = [torch.zeros(12, 4), torch.zeros(16, 4)], [0.0, 0.0]
     for _ in range(2):
+        gradients = []
         for i, parameter in enumerate((qkv, up)):
             gradient = torch.randn_like(parameter)
-            parameter.grad = gradient.clone()
+            gradients.append(gradient.flatten())
             means[i] = 0.9 * means[i] + 0.1 * gradient
             ahead = 0.9 * means[i] + 0.1 * gradient
             pieces = ahead.split(4) if i == 0 else [ahead]
             stretch = 1 if i == 0 else 2
-            expected[i] -= 0.5 * stretch * torch.cat([orthogonalize([p])[0] for p in pieces])
-        muon.step()
+            expected[i] -= (
+                0.5 * stretch * torch.cat([orthogonalize([p[None]])[0][0] for p in pieces])
+            )
+        muon.step([torch.cat(gradients)])
     torch.testing.assert_close(qkv.detach(), expected[0])
     torch.testing.assert_close(up.detach(), expected[1])
 

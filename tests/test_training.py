@@ -23,6 +23,7 @@ import train
 import training
 from checkpoint import optimizer_tensors
 from model import GPT, GPTConfig
+from optimizer import as_one_vector
 
 
 @pytest.mark.usefixtures("_two_threads")
@@ -67,11 +68,12 @@ def test_long_gradient_is_shortened_and_a_short_one_is_not(book, monkeypatch, ac
 
 def test_average_counts_late_weights_most_and_forgets_the_first():
     model, average = (GPT(GPTConfig(4, 1, 1, 4), 5) for _ in range(2))
+    weights, averaged = (as_one_vector(list(of.parameters())) for of in (model, average))
     for step in range(100):
         for parameter in model.parameters():
             torch.nn.init.constant_(parameter, step + 1)
         share = torch.tensor(training.averaging_share(step))
-        training.update_average(average, model, share)
+        training.update_average([averaged], [weights], share)
     # Step t counts (t + 1)(t + 2)...(t + p) times, so the mean of t is ((p + 1) 100 + 1) / (p + 2).
     for parameter in average.parameters():
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1701 / 18))
@@ -143,7 +145,8 @@ def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch
     steps = train.step_function(whole), train.step_function(halved)
     for step in range(2):
         losses = [take_step(step, 2).item() for take_step in steps]
-        assert losses[0] == losses[1]
+        # More threads share an operation when one part comes after the other: it rounds otherwise.
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     # Two parts that fail, then two in each step.
     assert threads[2:] == [threading.main_thread()] * 4
     assert halved.pieces == training.Pieces(2, reduced=True)
