@@ -97,7 +97,7 @@ def make_step(
     block_size = model.config.block_size
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
-    pool = ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ThreadPoolExecutor(n_parts, initializer=set_own_threads, initargs=(threads,))
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
     # measuring and shortening are one operation each.
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
@@ -253,6 +253,14 @@ def keep_freed_memory() -> None:
     # Older versions of glibc take no more than 32 MB for the second one.
     if libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25):
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def set_own_threads(n: int) -> None:
+    """Let what this thread computes be shared by so many threads from now on."""
+    torch.set_num_threads(n)
+    # At a thread's first use of it, torch gives it the number that was last set in any thread. A
+    # part that came later than the first step had the number of the main thread, in one run of 30.
+    torch.get_num_threads()
 
 
 @contextlib.contextmanager

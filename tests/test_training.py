@@ -154,6 +154,14 @@ def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch
     assert said.count("memory ran out: from here on 2 instead of 4 windows") == 1
 
 
+@pytest.mark.usefixtures("_two_threads")
+def test_thread_of_a_part_keeps_its_number_of_threads_until_it_is_used():
+    with ThreadPoolExecutor(1, initializer=training.set_own_threads, initargs=(1,)) as pool:
+        pool.submit(int).result()
+        torch.set_num_threads(2)
+        assert pool.submit(torch.get_num_threads).result() == 1
+
+
 def test_memory_that_runs_out_in_what_is_recorded_has_smaller_pieces_recorded(book, monkeypatch):
     out_of_memory = []
     record = graphs.Operations.repeater
