@@ -12,7 +12,7 @@ import copy
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 
 
 def restore_optimizers(
-    model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]
+    model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]
 ) -> None:
     """Give optimizers the memory that `optimizer_tensors` returned of others."""
     own = optimizer_tensors(model, optimizers)

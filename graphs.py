@@ -266,10 +266,7 @@ def _call(
 
 @functools.cache
 def _out_form(operation: OpOverload) -> tuple[OpOverload, list[str]] | None:
-    """Return the operation that writes its results into given tensors, and their names in it.
-
-    One that torch has generated computes them elsewhere and copies them, too, and so is none.
-    """
+    """Return the operation that writes its results into given tensors, and their names in it."""
 
     def inputs(of: OpOverload) -> list[tuple[str, str]]:
         return [(a.name, str(a.type)) for a in of._schema.arguments if not a.is_out]
@@ -277,7 +274,7 @@ def _out_form(operation: OpOverload) -> tuple[OpOverload, list[str]] | None:
     for name in operation._overloadpacket.overloads():
         other = getattr(operation._overloadpacket, name)
         outs = [argument.name for argument in other._schema.arguments if argument.is_out]
-        if outs and inputs(other) == inputs(operation) and torch.Tag.generated not in other.tags:
+        if outs and inputs(other) == inputs(operation):
             return other, outs
     return None
 

@@ -278,6 +278,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         )
     describe_text(text)
     run = assemble(folder, paths, text, checkpoint, optimizer_config, text_config, config)
+    # Before the first step there is nothing to remember, and older versions saved nothing of it.
     if step:
         restore_optimizers(run.model, run.optimizers, checkpoint.optimizer)
     # Lines after the last save come anew.
@@ -304,7 +305,10 @@ def assemble(
     text_config: TextConfig,
     config: TrainConfig,
 ) -> Run:
-    """Bring model and text to the device, and say what will be trained there."""
+    """Bring model and text to the device, and say what will be trained there.
+
+    The checkpoint to start from may lack text and settings, which are given besides.
+    """
     model, progress = start.model, start.progress
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)

@@ -473,7 +473,7 @@ def explain(run: Run, error: Exception) -> str:
 def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     """Say what came out and how to use it and go on with it; return the exit code.
 
-    It began at step `start`, so many seconds ago.
+    The run, or this part of it, began at step `start`, so many seconds ago.
     """
     progress, folder = run.progress, shlex.quote(run.folder.as_posix())
     step, max_steps = progress.step, run.config.max_steps
@@ -492,9 +492,9 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         stopped, more = True, ""
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
     print(f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}")
-    since = f"since step {start:,} it" if start else "it"
+    since = f" since step {start:,}" if start else ""
     characters = (step - start) * characters_in_step(run)
-    print(f"{since} read {characters:,} characters in {duration(seconds)}")
+    print(f"read{since}: {characters:,} characters in {duration(seconds)}")
     if not stopped:
         # The run is saved; what it is compared with must not end it.
         with contextlib.suppress(MemoryError):

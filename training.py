@@ -71,7 +71,8 @@ def make_step(
     the settings, (seed, step) and the number of threads, and on nothing else. The loss is not a
     number if the gradient is not finite. Where memory runs out, the batch goes through the
     network in smaller pieces from then on; DoesNotFitError says what would fit if not even one
-    window does.
+    window does. The weights of the average move to a vector: of two such functions for one average,
+    only the newer one moves it.
     """
     on_cpu = ids.device.type == "cpu"
     if on_cpu:
@@ -257,10 +258,10 @@ def keep_freed_memory() -> None:
 
 def set_own_threads(n: int) -> None:
     """Let what this thread computes be shared by so many threads from now on."""
-    torch.set_num_threads(n)
     # At a thread's first use of it, torch gives it the number that was last set in any thread. A
     # part that came later than the first step had the number of the main thread, in one run of 30.
     torch.get_num_threads()
+    torch.set_num_threads(n)
 
 
 @contextlib.contextmanager

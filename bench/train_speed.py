@@ -97,7 +97,11 @@ def serve(name: str, words: list[str], pipe: Connection) -> None:
     with tempfile.TemporaryDirectory() as empty:
         run = train.begin(*train.command_line().parse([*words, "--out", empty]))
     pipe.send(run.config.batch_size * run.model.config.block_size)
+    if name != "chargpt":
+        run.optimizers = []  # what they remember would count as memory of the others
     take_step, on_gpu = STEPS[name](run), run.training_ids.is_cuda
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     while pipe.recv() == "go":
         began, steps, seconds = time.perf_counter(), 0, 0.0
         while seconds < SECONDS:

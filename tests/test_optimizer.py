@@ -10,6 +10,7 @@ from optimizer import (
     OptimizerConfig,
     make_optimizers,
     orthogonalize,
+    parts_of,
     schedule,
     set_schedule,
 )
@@ -86,15 +87,18 @@ def test_projections_to_q_k_and_v_are_three_matrices():
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_parameters_and_what_is_remembered_of_them_lie_in_vectors(name):
     model = small_model()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = [parameter.clone() for parameter in model.parameters()]
     optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert all(map(torch.equal, model.parameters(), before))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["weights"].fill_(1.0)
+            for i, part in enumerate(parts_of(group["weights"], group["params"])):
+                assert part.data_ptr() == group["params"][i].data_ptr()
+            for what in optimizer.state[group["params"][0]].keys() - {"step"}:
+                for i, part in enumerate(parts_of(group[what], group["params"])):
+                    assert part.data_ptr() == optimizer.state[group["params"][i]][what].data_ptr()
         optimizer.step([torch.ones_like(group["weights"]) for group in optimizer.param_groups])
-    assert all((parameter != 1).any() for parameter in model.parameters())
+    assert not any(map(torch.equal, model.parameters(), before))
     assert all(tensor.any() for tensor in optimizer_tensors(model, optimizers).values())
 
 

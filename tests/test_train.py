@@ -208,9 +208,9 @@ def test_finished_run_goes_on_when_told_to(book, capsys, end, logged):
     assert [line["step"] for line in log("out/a")] == [*logged, 30, 40, 42]
     assert log("out/a")[: len(logged)] == before
     printed = capsys.readouterr().out
-    assert "\nit read " in printed
+    assert f"\nread: {4 * 8 * end} characters in " in printed
     assert f"resumed  out/a at step {end}" in printed
-    assert f"\nsince step {end} it read {4 * 8 * (42 - end)} characters in " in printed
+    assert f"\nread since step {end}: {4 * 8 * (42 - end)} characters in " in printed
 
 
 def test_run_goes_on_when_its_text_has_moved(trained, book):

@@ -4,6 +4,7 @@ And what makes either fast does so.
 """
 
 import contextlib
+import copy
 import gc
 import os
 import subprocess
@@ -22,6 +23,7 @@ import graphs
 import train
 import training
 from checkpoint import optimizer_tensors
+from data import draw_starts, read_windows
 from model import GPT, GPTConfig
 from optimizer import as_one_vector
 
@@ -64,6 +66,34 @@ def test_long_gradient_is_shortened_and_a_short_one_is_not(book, monkeypatch, ac
     assert torch.equal(gradients[2e9], whole)
     expected = whole * (0.01 / whole.norm())
     assert (gradients[0.01] - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_gradients_averages_and_copies_are_those_of_their_weights(book, dtype, optimizer):
+    words = [book, *SMALL, "--dtype", dtype, "--optimizer", optimizer, "--grad_clip", "1e9"]
+    run = train.begin(*train.command_line().parse(words))
+    take_step, ids = train.step_function(run), run.training_ids
+    for step in range(3):
+        plain = copy.deepcopy(run.model).to(run.precision)
+        inputs, targets = read_windows(ids, draw_starts(len(ids), 4, 8, run.config.seed, step), 8)
+        with training.on_threads(1):  # so many make a step of so small a model, too
+            logits = plain(inputs).float().flatten(0, 1)
+            loss = F.cross_entropy(logits, targets.flatten(), reduction="sum") / targets.numel()
+            loss.backward()
+        assert take_step(step, 100).item() == pytest.approx(loss.item(), rel=1e-5)
+        if step == 0:
+            # The average of one step is that step, and a mean of gradients is a tenth of it.
+            averages, tensors = (
+                run.average.state_dict(),
+                optimizer_tensors(run.model, run.optimizers),
+            )
+            for name, weight in run.model.state_dict().items():
+                assert torch.equal(averages[name], weight)
+            for name, parameter in plain.named_parameters():
+                if (mean := tensors.get(f"{name}.exp_avg")) is not None:
+                    gradient = parameter.grad.float()
+                    torch.testing.assert_close(10 * mean, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_average_counts_late_weights_most_and_forgets_the_first():
