@@ -507,7 +507,7 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     # Before the first evaluation, the best model is the untrained one.
     best = folder if progress.best_step else shlex.quote((run.folder / LAST).as_posix())
     print(f"write with it:  python sample.py {best}")
-    if step == max_steps and signs_of_overfitting(run):
+    if not stopped and signs_of_overfitting(run):
         print(
             f"more steps will hardly help, as it overfits since step {progress.best_step:,}; more "
             "text, more dropout or a smaller preset may"
