@@ -125,6 +125,12 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
     assert log("out/book-tiny")[-1]["step"] == min(best + 120, 300)
 
 
+def test_run_that_is_out_of_patience_by_chance_perhaps_is_told_how_to_go_on(noise, capsys):
+    # One evaluation without gain is no sign of overfitting yet.
+    assert train.main([*TO_OVERFIT, "--patience", "1"]) == 0
+    assert "python train.py --resume out/book-tiny --patience 2\n" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
     ("words", "sent", "code"),
