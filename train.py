@@ -529,10 +529,12 @@ def describe_baselines(run: Run) -> str:
         return said
     own = run.progress.best_loss / math.log(2)
     per_byte = own / bytes_per_character(ids[targets].numpy(), characters)
-    # A text of one character costs the trigram nothing.
+    # On a short text, a bigram is better than a trigram.
+    best_count = min(("unigram", "bigram", "trigram"), key=bits.__getitem__)
+    # A text of one character costs it nothing.
     below = [
         f"{abs(1 - own / bits[name]):.0%} {'below' if own < bits[name] else 'above'} {name}"
-        for name in ("trigram", "xz")
+        for name in (best_count, "xz")
         if bits[name] > 0
     ]
     said += f"; this model {own:.3f}" + (", " + " and ".join(below) if below else "")

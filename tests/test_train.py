@@ -297,14 +297,39 @@ def test_short_text_trains_with_a_smaller_context(capsys):
 @pytest.mark.parametrize(
     ("device", "n_characters", "preset"),
     [
-        ("cpu", 1000, "mini"),
+        ("cpu", 1000, "tiny"),
+        ("cpu", 10**5, "mini"),
         ("cpu", 10**6, "small"),
-        ("cuda", 1000, "medium"),
+        ("cuda", 1000, "tiny"),
+        ("cuda", 10**5, "medium"),
         ("cuda", 10**6, "base"),
     ],
 )
 def test_auto_chooses_by_device_and_length_of_text(device, n_characters, preset):
     assert choose_preset(torch.device(device), n_characters)[0] == preset
+
+
+def test_auto_reads_a_short_text_thirty_times_if_nothing_else_is_said(book, story, capsys):
+    def plan(*words: str) -> str:
+        assert train.main([book, "--dry_run", "--device", "cpu", *words]) == 0
+        return re.search(r"^plan     (about )?([\d,]+) steps", capsys.readouterr().out, re.M)[2]
+
+    n_training = len(story) - len(story) // 10
+    enough = math.ceil(30 * n_training / (32 * 8))
+    assert plan() == f"{enough:,}"
+    assert plan("--block_size", "4") == f"{math.ceil(30 * n_training / (32 * 4)):,}"
+    assert plan("--max_steps", "5000") == "5,000"
+    assert plan("--preset", "tiny") == plan("--dropout", "0.2") == "10,000"
+    assert int(plan("--minutes", "1").replace(",", "")) > enough
+
+
+def test_short_text_is_better_known_to_a_bigram_than_to_a_trigram(capsys):
+    draw = random.Random(1)
+    text = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=3000))
+    Path("noise.txt").write_text(text)
+    assert train.main(["noise.txt", *SMALL, "--max_steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"bits .*; this model [\d.]+, \d+% (above|below) unigram and ", said)
 
 
 def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):
