@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import DoesNotFitError, ran_out_of_memory
-from data import draw_starts, read_in_order, read_windows, step_seed
+from data import draw_starts, predicted_places, read_in_order, read_windows, step_seed
 from graphs import Recorded
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
@@ -314,13 +314,18 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
     block_size = model.config.block_size
 
     def read(batch_size: int) -> Tensor:
-        losses = []
+        # Made first: what is kept of a batch would else lie between what is freed after it and what
+        # the next one takes. With 6,000 characters, `medium` took 5.4 GB instead of 0.8.
+        places = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
+        losses, n_read = torch.empty(len(places), device=ids.device), 0
         for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
             with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
                 logits = model(inputs).float()  # (B, T, V)
             flat = logits.flatten(0, 1), targets.flatten()
-            losses.append(F.cross_entropy(*flat, reduction="none"))  # (B * T,)
-        return torch.cat(losses)
+            n = targets.numel()
+            losses[n_read : n_read + n] = F.cross_entropy(*flat, reduction="none")  # (B * T,)
+            n_read += n
+        return losses
 
     model.eval()
     at_once = EVALUATION_BATCH[ids.device.type] // block_size

@@ -109,6 +109,30 @@ def test_average_counts_late_weights_most_and_forgets_the_first():
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1701 / 18))
 
 
+PEAK_OF_EVALUATION = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import torch
+import training
+from model import GPT, GPTConfig
+training.keep_freed_memory()
+model = GPT(GPTConfig(block_size=128, n_layer=2, n_head=2, n_embd=64), 5000)
+# Batches of 4,096 characters, with 82 MB of logits each.
+for batches in (2, 12):
+    training.evaluate(model, torch.zeros(4096 * batches + 1, dtype=torch.long), torch.float32)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that memory is kept is so on Linux only")
+def test_long_text_takes_no_more_memory_to_evaluate_than_a_short_one():
+    program = PEAK_OF_EVALUATION.format(root=os.path.dirname(training.__file__))
+    said = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    few, many = (1024 * int(peak) for peak in said.stdout.split())
+    # Ten batches more, and not as much as the logits of four.
+    assert many - few < 4 * 4 * 4096 * 5000
+
+
 def test_evaluation_is_the_mean_over_every_character_of_the_text():
     torch.manual_seed(1)
     model = GPT(GPTConfig(8, 1, 1, 4, dropout=0.5), 5)
