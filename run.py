@@ -76,8 +76,8 @@ class TrainConfig:
 
 # With more of the text unknown, what is learned of the rest is worth little.
 MANY_UNKNOWN = 0.02
-# Without dropout, what `auto` chooses was at its best after 3 to 28 readings, on 14 stretches of
-# 3,000 to 300,000 characters in English, Chinese and Python.
+# In runs of about so many readings without dropout, on a CPU, what `auto` chooses was at its best
+# after 3 to 28, on 14 stretches of 3,000 to 300,000 characters in English, Chinese and Python.
 ENOUGH_READINGS = 30
 
 SECTIONS = {
@@ -176,7 +176,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     is_auto = preset == "auto"
     if is_auto:
         device, _ = choose_device(flags["train"].get("device", "auto"))
-        preset, preset_reason = choose_preset(device, n_characters)
+        preset, preset_reason = choose_preset(device, text.n_training)
         chosen = load_preset(preset, SECTIONS)
     model_config, optimizer_config, text_config, config = build(SECTIONS, chosen, flags)
     folder = OUT / f"{text.name}-{Path(preset).stem}"
@@ -198,10 +198,12 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     as_asked = {"max_steps", "minutes"} & flags["train"].keys()
     if is_auto and not as_asked and not model_config.dropout:
         enough = math.ceil(ENOUGH_READINGS * n_training / (config.batch_size * block_size))
+        # So few that the rates hardly rise teach nothing.
+        enough = max(enough, 10 * optimizer_config.warmup_steps)
         if enough < config.max_steps:
             preset_reason += (
                 f"; it takes {enough:,} steps instead of {config.max_steps:,}, because after "
-                f"{ENOUGH_READINGS} readings it only learns by heart"
+                f"{ENOUGH_READINGS} readings it learns little more than to know it by heart"
             )
             config = replace(config, max_steps=enough)
     print(f"preset   {preset}: {preset_reason}")
@@ -359,16 +361,16 @@ def assemble(
     )
 
 
-def choose_preset(device: torch.device, n_characters: int) -> tuple[str, str]:
-    """Return the preset that suits a device and a text, and the reason."""
+def choose_preset(device: torch.device, n_training: int) -> tuple[str, str]:
+    """Return the preset that suits a device and so many characters to train on, and the reason."""
     # Below that, `tiny` was ahead of `mini` on four stretches of five, by 0.1 to 0.3 nats.
-    if n_characters < 20_000:
+    if n_training < 20_000:
         return "tiny", "a text so short that a larger model would soon know it by heart"
     if device.type == "cpu":
-        if n_characters < 300_000:
+        if n_training < 300_000:
             return "mini", "a short text, and a CPU learns it in a minute or two"
         return "small", "what a CPU trains well in a few minutes"
-    if n_characters < 300_000:
+    if n_training < 300_000:
         return "medium", "a short text, which a larger model would learn by heart"
     return "base", "a GPU trains the largest in minutes"
 

@@ -123,7 +123,7 @@ def command_line() -> SettingsParser:
     parser.add_argument(
         "--preset",
         help="tiny, mini, small, medium, base, the path of a .toml file, or auto (the default), "
-        "which chooses by device and length of text",
+        "which chooses by device and length of text, and reads a short one at most 30 times",
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: out/<text>-<preset>)")
     parser.add_argument(
@@ -529,9 +529,9 @@ def describe_baselines(run: Run) -> str:
         return said
     own = run.progress.best_loss / math.log(2)
     per_byte = own / bytes_per_character(ids[targets].numpy(), characters)
-    # On a short text, a bigram is better than a trigram.
+    # Of a short text, a trigram has seen too little.
     best_count = min(("unigram", "bigram", "trigram"), key=bits.__getitem__)
-    # A text of one character costs it nothing.
+    # A text of one character costs either nothing.
     below = [
         f"{abs(1 - own / bits[name]):.0%} {'below' if own < bits[name] else 'above'} {name}"
         for name in (best_count, "xz")

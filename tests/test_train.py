@@ -309,21 +309,29 @@ def test_auto_chooses_by_device_and_length_of_text(device, n_characters, preset)
     assert choose_preset(torch.device(device), n_characters)[0] == preset
 
 
+def test_auto_does_not_count_what_is_only_validated_on(book, capsys):
+    Path("long.txt").write_text("Ada sees Bo.\n" * 30_000)
+    assert train.main([book, "--val_text", "long.txt", "--dry_run", "--device", "cpu"]) == 0
+    assert "\npreset   tiny: " in capsys.readouterr().out
+
+
 def test_auto_reads_a_short_text_thirty_times_if_nothing_else_is_said(book, story, capsys):
     def plan(*words: str) -> str:
         assert train.main([book, "--dry_run", "--device", "cpu", *words]) == 0
         return re.search(r"^plan     (about )?([\d,]+) steps", capsys.readouterr().out, re.M)[2]
 
-    n_training = len(story) - len(story) // 10
+    n_training = len(story) * 9 // 10
     enough = math.ceil(30 * n_training / (32 * 8))
     assert plan() == f"{enough:,}"
+    # In fewer than this, the learning rates hardly rise.
+    assert plan("--batch_size", "512") == "200"
     assert plan("--block_size", "4") == f"{math.ceil(30 * n_training / (32 * 4)):,}"
     assert plan("--max_steps", "5000") == "5,000"
     assert plan("--preset", "tiny") == plan("--dropout", "0.2") == "10,000"
     assert int(plan("--minutes", "1").replace(",", "")) > enough
 
 
-def test_short_text_is_better_known_to_a_bigram_than_to_a_trigram(capsys):
+def test_run_is_compared_with_the_best_of_the_models_that_count(capsys):
     draw = random.Random(1)
     text = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=3000))
     Path("noise.txt").write_text(text)
