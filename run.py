@@ -202,8 +202,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         enough = max(enough, 10 * optimizer_config.warmup_steps)
         if enough < config.max_steps:
             preset_reason += (
-                f"; it takes {enough:,} steps instead of {config.max_steps:,}, because after "
-                f"{ENOUGH_READINGS} readings it learns little more than to know it by heart"
+                f"; it takes {enough:,} steps instead of {config.max_steps:,}, because more than "
+                f"{ENOUGH_READINGS} readings only teach it by heart"
             )
             config = replace(config, max_steps=enough)
     print(f"preset   {preset}: {preset_reason}")
@@ -260,7 +260,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     if config.minutes is None and config.max_steps <= step:
         raise ValueError(
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
-            f"to go on, give a larger one, such as --max_steps {2 * step or 1}"
+            f"to go on, give a larger one, such as --max_steps {2 * step or 1}, or --minutes"
         )
     named = [] if paths else list(checkpoint.text["paths"])
     if text_config.val_text is not None and "val_text" not in flags["text"]:
@@ -365,7 +365,7 @@ def choose_preset(device: torch.device, n_training: int) -> tuple[str, str]:
     """Return the preset that suits a device and so many characters to train on, and the reason."""
     # Below that, `tiny` was ahead of `mini` on four stretches of five, by 0.1 to 0.3 nats.
     if n_training < 20_000:
-        return "tiny", "a text so short that a larger model would soon know it by heart"
+        return "tiny", "for so short a text, a larger model is worse"
     if device.type == "cpu":
         if n_training < 300_000:
             return "mini", "a short text, and a CPU learns it in a minute or two"
