@@ -202,8 +202,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
         enough = max(enough, 10 * optimizer_config.warmup_steps)
         if enough < config.max_steps:
             preset_reason += (
-                f"; it takes {enough:,} steps instead of {config.max_steps:,}, because more than "
-                f"{ENOUGH_READINGS} readings only teach it by heart"
+                f"; it takes {enough:,} steps instead of {config.max_steps:,}, because more only "
+                "teach it by heart"
             )
             config = replace(config, max_steps=enough)
     print(f"preset   {preset}: {preset_reason}")
