@@ -12,17 +12,20 @@ import tempfile
 import time
 from pathlib import Path
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train
+from checkpoint import read_log
 
 
 def main() -> None:
     """Run train.py once for each seed and print when it reached the loss, and where it ended."""
     target, seeds, *words = float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-    reached_after, took, losses = [], [], []
+    reached_after, trained_for, took, losses = [], [], [], []
     for seed in range(1, seeds + 1):
         reached = best = math.inf
         with tempfile.TemporaryDirectory() as run:
-            command = [sys.executable, TRAIN, *words, "--seed", str(seed), "--out", run]
+            command = [sys.executable, train.__file__, *words, "--seed", str(seed), "--out", run]
             began = time.perf_counter()
             with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
                 for line in process.stdout:
@@ -33,17 +36,22 @@ def main() -> None:
                             reached = min(reached, time.perf_counter() - began)
             if process.returncode:
                 sys.exit(f"train.py failed with seed {seed}")
+            log = read_log(Path(run))
         took.append(time.perf_counter() - began)
         losses.append(best)
         reached_after.append(reached)
+        # What the log counts begins with the first step.
+        trained = [line["seconds"] for line in log if line["validation_loss"] <= target]
+        trained_for.append(min(trained, default=math.inf))
         print(
-            f"seed {seed}: {target} after {reached_after[-1]:.1f} s; "
+            f"seed {seed}: {target} after {reached:.1f} s, {trained_for[-1]:.1f} s of it training; "
             f"{best:.4f} after {took[-1]:.1f} s",
             flush=True,
         )
     spread = statistics.stdev(losses) if seeds > 1 else 0.0
     print(
-        f"median {statistics.median(reached_after):.1f} s to {target}, from process start; "
+        f"median {statistics.median(reached_after):.1f} s to {target}, from process start, "
+        f"{statistics.median(trained_for):.1f} s of it training; "
         f"mean best loss {statistics.mean(losses):.4f} ± {spread:.4f} "
         f"after {statistics.median(took):.1f} s"
     )

@@ -23,6 +23,7 @@ from torch.profiler import _ExperimentalConfig, profile
 
 import model
 import train
+from compare import flops_per_character
 from data import draw_starts, read_windows
 from training import keep_freed_memory, piece_size
 
@@ -96,7 +97,8 @@ def serve(name: str, words: list[str], pipe: Connection) -> None:
     """Set up one kind of step, then at each request time it and answer with the peak memory."""
     with tempfile.TemporaryDirectory() as empty:
         run = train.begin(*train.command_line().parse([*words, "--out", empty]))
-    pipe.send(run.config.batch_size * run.model.config.block_size)
+    characters = run.config.batch_size * run.model.config.block_size
+    pipe.send((characters, flops_per_character(run.model.config, run.model.vocab_size)))
     if name != "chargpt":
         run.optimizers = []  # what they remember would count as memory of the others
     take_step, on_gpu = STEPS[name](run), run.training_ids.is_cuda
@@ -105,25 +107,29 @@ def serve(name: str, words: list[str], pipe: Connection) -> None:
     while pipe.recv() == "go":
         began, steps, seconds = time.perf_counter(), 0, 0.0
         while seconds < SECONDS:
-            take_step(steps, 1_000_000).item()
+            loss = take_step(steps, 1_000_000)
             steps += 1
-            seconds = time.perf_counter() - began
+            # As in training, Python does not wait for a GPU after every step.
+            if not on_gpu or steps % 10 == 0:
+                loss.item()
+                seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes, on Linux
         pipe.send((seconds / steps, torch.cuda.max_memory_allocated() if on_gpu else peak))
     if name == "chargpt":
-        show_profile(lambda: take_step(0, 1).item())
+        show_profile(lambda: take_step(0, 1).item(), "GPU" if on_gpu else "CPU")
 
 
-def show_profile(work: Callable[[], object]) -> None:
-    """Print where the time of something goes."""
+def show_profile(work: Callable[[], object], device: str) -> None:
+    """Print where the time of something goes on a device."""
     all_threads = _ExperimentalConfig(profile_all_threads=True)
     with profile(experimental_config=all_threads) as profiler:
         work()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    print("\nwhere the time of chargpt goes, on the CPU:")
-    for event in events[:10]:
-        print(f"{event.self_cpu_time_total / total:6.1%}  {event.key}")
+    of = "self_cpu_time_total" if device == "CPU" else "self_device_time_total"
+    times = sorted(((getattr(e, of), e.key) for e in profiler.key_averages()), reverse=True)
+    total = sum(microseconds for microseconds, _ in times)
+    print(f"\nwhere the time of chargpt goes, on the {device}:")
+    for microseconds, name in times[:10]:
+        print(f"{microseconds / total:6.1%}  {name}")
 
 
 def main() -> None:
@@ -139,21 +145,21 @@ def main() -> None:
         os.environ.pop("GOMP_SPINCOUNT", None)
         os.environ.pop("KMP_BLOCKTIME", None)
         end.close()  # so that it is noticed here when the process fails
-        characters = pipes[name].recv()
+        characters, flops = pipes[name].recv()
     for _ in range(ROUNDS + 1):
         for name, pipe in pipes.items():
             pipe.send("go")
             answers[name].append(pipe.recv())
     # The first round warms up.
     seconds = {name: [s for s, _ in answers[name][1:]] for name in STEPS}
-    print("\n| | ms a step | characters/s | chargpt's time : its time | peak memory, MB |")
-    print("|---|---|---|---|---|")
+    print("\n| | ms a step | characters/s | GFLOP/s | chargpt's time : its | peak memory, MB |")
+    print("|---|---|---|---|---|---|")
     for name, times in seconds.items():
         median, (_, peak) = statistics.median(times), answers[name][-1]
         ratio = statistics.median(a / b for a, b in zip(seconds["chargpt"], times, strict=True))
         print(
-            f"| {name} | {1000 * median:,.1f} | {characters / median:,.0f} | {ratio:.2f} "
-            f"| {peak / 1e6:,.0f} |",
+            f"| {name} | {1000 * median:,.1f} | {characters / median:,.0f} "
+            f"| {flops * characters / median / 1e9:,.0f} | {ratio:.2f} | {peak / 1e6:,.0f} |",
             flush=True,
         )
     for name, process in processes.items():
