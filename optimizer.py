@@ -28,6 +28,7 @@ class OptimizerConfig:
     warmup_steps: Annotated[int, "steps in which the learning rates rise from 0"] = 20
     decay: Annotated[float, "share of the run, at its end, in which they fall to 0"] = 0.7
     weight_decay: Annotated[float, "pull of AdamW's matrices and embeddings towards 0"] = 0.1
+    muon_weight_decay: Annotated[float, "pull of Muon's matrices towards 0"] = 0.0
     muon_momentum: Annotated[float, "memory of Muon's mean of gradients"] = 0.95
     beta1: Annotated[float, "memory of AdamW's mean of gradients"] = 0.9
     beta2: Annotated[float, "memory of AdamW's mean of squared gradients"] = 0.99
@@ -43,8 +44,9 @@ class OptimizerConfig:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; it must be more than 0 and at most 1")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        for name in ("weight_decay", "muon_weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         for name, lowest in [("muon_momentum", 0.1), ("beta1", 0.0), ("beta2", 0.0)]:
             value = getattr(self, name)
             if not lowest <= value < 1:
@@ -141,8 +143,7 @@ class Muon(Optimizer):
     def __init__(
         self,
         matrices: Sequence[tuple[nn.Parameter, int]],
-        lr: float,
-        momentum: float,
+        config: OptimizerConfig,
         precision: torch.dtype,
     ):
         of_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
@@ -151,8 +152,9 @@ class Muon(Optimizer):
         self.sizes = {shape: sum(p.numel() for p in alike) for shape, alike in of_shape.items()}
         # Matrices of one shape lie side by side.
         parameters = [parameter for alike in of_shape.values() for parameter in alike]
-        scalars = [torch.tensor(x, device=parameters[0].device) for x in (lr, momentum)]
-        group = {"params": parameters, "lr": scalars[0], "mu": scalars[1]}
+        highest = config.muon_learning_rate, config.muon_momentum
+        lr, mu = (torch.tensor(x, device=parameters[0].device) for x in highest)
+        group = {"params": parameters, "lr": lr, "mu": mu, "weight_decay": config.muon_weight_decay}
         super().__init__([group], ["momentum"])
         self.precision = precision
 
@@ -164,6 +166,8 @@ class Muon(Optimizer):
         # Nesterov's form looks one step ahead.
         ahead = gradient.lerp(group["momentum"], group["mu"]).to(self.precision)
         directions = orthogonalize(self.matrices(ahead))
+        if group["weight_decay"]:
+            group["weights"].mul_(1 - group["lr"] * group["weight_decay"])
         for matrices, direction in zip(self.matrices(group["weights"]), directions, strict=True):
             # A tall matrix gets longer steps, so that its outputs change as much as others'.
             stretch = max(1, matrices.size(1) / matrices.size(2)) ** 0.5
@@ -225,11 +229,13 @@ def make_optimizers(
         {"params": decaying, "weight_decay": config.weight_decay, **settings},
         {"params": others, "weight_decay": 0.0, **settings},
     ]
-    optimizers: list[Optimizer] = [AdamW([group for group in groups if group["params"]])]
+    optimizers: list[Optimizer] = []
+    # First, so that no bias of odd length lies before a matrix in the vector of all weights: for
+    # odd addresses a GPU has slow kernels only, and a step of `base` takes 13.9 instead of 7.3 ms.
     if with_muon:
-        muon = Muon(with_muon, config.muon_learning_rate, config.muon_momentum, precision)
+        muon = Muon(with_muon, config, precision)
         optimizers.append(muon)
-    return optimizers
+    return [*optimizers, AdamW([group for group in groups if group["params"]])]
 
 
 def schedule(step: int, max_steps: int, config: OptimizerConfig) -> float:

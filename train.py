@@ -188,6 +188,9 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
         return time.perf_counter() - began
 
     step = seconds_of_a_step()
+    if run.training_ids.is_cuda:
+        # The first step of `base` took 2 s on an H100, which loads kernels then, and others 7 ms.
+        step = seconds_of_a_step()
     # The first step loads and compiles kernels, and a later one is recorded: where steps are fast,
     # those after it tell more.
     if step < 1 or thoroughly:

@@ -45,13 +45,13 @@ def test_short_run_still_learns(max_steps):
 
 def test_schedule_reaches_every_group():
     config = OptimizerConfig(learning_rate=0.5, muon_learning_rate=2.0, warmup_steps=0, decay=1)
-    adamw, muon = make_optimizers(small_model(), config, torch.float32)
-    set_schedule([adamw, muon], 50, 100, config)
+    muon, adamw = make_optimizers(small_model(), config, torch.float32)
+    set_schedule([muon, adamw], 50, 100, config)
     assert [group["lr"] for group in adamw.param_groups] == [0.25, 0.25]
     assert [group["lr"] for group in muon.param_groups] == [1.0]
     momenta = []
     for step in (0, 150, 300, 1000):
-        set_schedule([adamw, muon], step, 2000, config)
+        set_schedule([muon, adamw], step, 2000, config)
         momenta.append(muon.param_groups[0]["mu"].item())
     assert momenta == pytest.approx([0.85, 0.9, 0.95, 0.95])
 
@@ -62,7 +62,7 @@ def test_every_parameter_is_moved_by_one_optimizer(name):
     optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
     moved = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert len(moved) == len(set(moved)) == len(list(model.parameters()))
-    adamw = optimizers[0]
+    adamw = optimizers[-1]
     decaying, others = (group["params"] for group in adamw.param_groups)
     assert {p.dim() for p in decaying} == {2}
     assert {p.dim() for p in others} == {1}
@@ -71,9 +71,22 @@ def test_every_parameter_is_moved_by_one_optimizer(name):
     assert set(decaying) & in_blocks == (in_blocks if name == "adamw" else set())
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_matrices_lie_at_even_addresses_whatever_the_vocabulary(name):
+    model = GPT(GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=8), vocab_size=65)
+    optimizers = make_optimizers(model, OptimizerConfig(optimizer=name), torch.float32)
+    place, places = 0, []
+    # In this order, the weights of all optimizers are one vector.
+    for parameter in (p for o in optimizers for group in o.param_groups for p in group["params"]):
+        places += [place] if parameter.dim() == 2 else []
+        place += parameter.numel()
+    assert len(places) == 11
+    assert [place % 8 for place in places] == [0] * 11  # 16 bytes in bfloat16
+
+
 def test_projections_to_q_k_and_v_are_three_matrices():
     model = small_model()
-    _, muon = make_optimizers(model, OptimizerConfig(), torch.float32)
+    muon, _ = make_optimizers(model, OptimizerConfig(), torch.float32)
     pieces = {
         batch.shape[1:]: list(batch) for batch in muon.matrices(muon.param_groups[0]["weights"])
     }
@@ -142,7 +155,8 @@ def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
 def test_two_steps_of_muon_written_out():
     torch.manual_seed(1)
     qkv, up = torch.nn.Parameter(torch.zeros(12, 4)), torch.nn.Parameter(torch.zeros(16, 4))
-    muon = Muon([(qkv, 3), (up, 1)], lr=0.5, momentum=0.9, precision=torch.float32)
+    config = OptimizerConfig(muon_learning_rate=0.5, muon_momentum=0.9, muon_weight_decay=0.2)
+    muon = Muon([(qkv, 3), (up, 1)], config, torch.float32)
     expected, means = [torch.zeros(12, 4), torch.zeros(16, 4)], [0.0, 0.0]
     for _ in range(2):
         gradients = []
@@ -153,9 +167,8 @@ def test_two_steps_of_muon_written_out():
             ahead = 0.9 * means[i] + 0.1 * gradient
             pieces = ahead.split(4) if i == 0 else [ahead]
             stretch = 1 if i == 0 else 2
-            expected[i] -= (
-                0.5 * stretch * torch.cat([orthogonalize([p[None]])[0][0] for p in pieces])
-            )
+            direction = torch.cat([orthogonalize([p[None]])[0][0] for p in pieces])
+            expected[i] = 0.9 * expected[i] - 0.5 * stretch * direction
         muon.step([torch.cat(gradients)])
     torch.testing.assert_close(qkv.detach(), expected[0])
     torch.testing.assert_close(up.detach(), expected[1])
