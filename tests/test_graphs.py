@@ -18,7 +18,7 @@ from graphs import CALLS_BEFORE_RECORDING, Recorded
     ("words", "pieces"),
     [
         (["--dtype", "float32"], 1),
-        (["--dtype", "bfloat16"], 1),
+        (["--dtype", "bfloat16", "--muon_weight_decay", "0.1"], 1),
         # Two of each of two parts, which threads share.
         (["--batch_size", "600", "--dtype", "float32"], 4),
         (["--batch_size", "600", "--dtype", "bfloat16"], 4),
