@@ -314,9 +314,11 @@ def check_run(
     known = saved.settings | {"model": asdict(saved.model.config)}
     if not RUN_SECTIONS.keys() <= known.keys():
         raise ValueError(f"{run} does not say how it was trained; {advice}")
+    # What older versions did not save had its default.
+    known = dict(zip(RUN_SECTIONS, map(asdict, build(RUN_SECTIONS, known)), strict=True))
     for section, config in settings.items():
         for key, value in asdict(config).items():
-            before = known[section].get(key, value)
+            before = known[section][key]
             if key not in CHANGEABLE and before != value:
                 raise ValueError(f"{run} was trained with {key} {before}, not {value}; {advice}")
     return saved

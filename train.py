@@ -189,10 +189,9 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
 
     step = seconds_of_a_step()
     if run.training_ids.is_cuda:
-        # The first step of `base` took 2 s on an H100, which loads kernels then, and others 7 ms.
+        # The first one loads kernels: on an H100, that took 2 s for `base`, whose steps take 7 ms.
         step = seconds_of_a_step()
-    # The first step loads and compiles kernels, and a later one is recorded: where steps are fast,
-    # those after it tell more.
+    # A later one is recorded: where steps are fast, those after it tell more.
     if step < 1 or thoroughly:
         for _ in range(CALLS_BEFORE_RECORDING):
             seconds_of_a_step()

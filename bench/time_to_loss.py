@@ -40,18 +40,18 @@ def main() -> None:
         took.append(time.perf_counter() - began)
         losses.append(best)
         reached_after.append(reached)
-        # What the log counts begins with the first step.
-        trained = [line["seconds"] for line in log if line["validation_loss"] <= target]
+        # What the log counts begins with step 0, and what was printed has four digits.
+        trained = [x["seconds"] for x in log if round(x["validation_loss"], 4) <= target]
         trained_for.append(min(trained, default=math.inf))
         print(
-            f"seed {seed}: {target} after {reached:.1f} s, {trained_for[-1]:.1f} s of it training; "
+            f"seed {seed}: {target} after {reached:.1f} s, {trained_for[-1]:.1f} s from step 0; "
             f"{best:.4f} after {took[-1]:.1f} s",
             flush=True,
         )
     spread = statistics.stdev(losses) if seeds > 1 else 0.0
     print(
         f"median {statistics.median(reached_after):.1f} s to {target}, from process start, "
-        f"{statistics.median(trained_for):.1f} s of it training; "
+        f"{statistics.median(trained_for):.1f} s from step 0; "
         f"mean best loss {statistics.mean(losses):.4f} ± {spread:.4f} "
         f"after {statistics.median(took):.1f} s"
     )

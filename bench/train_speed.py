@@ -109,27 +109,28 @@ def serve(name: str, words: list[str], pipe: Connection) -> None:
         while seconds < SECONDS:
             loss = take_step(steps, 1_000_000)
             steps += 1
-            # As in training, Python does not wait for a GPU after every step.
+            # As in training, a GPU is waited for now and then only.
             if not on_gpu or steps % 10 == 0:
                 loss.item()
                 seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes, on Linux
         pipe.send((seconds / steps, torch.cuda.max_memory_allocated() if on_gpu else peak))
     if name == "chargpt":
-        show_profile(lambda: take_step(0, 1).item(), "GPU" if on_gpu else "CPU")
+        show_profile(lambda: take_step(0, 1).item(), "CUDA" if on_gpu else "CPU")
 
 
-def show_profile(work: Callable[[], object], device: str) -> None:
-    """Print where the time of something goes on a device."""
+def show_profile(work: Callable[[], object], kind: str) -> None:
+    """Print where the time of something goes on a kind of device, CPU or CUDA."""
     all_threads = _ExperimentalConfig(profile_all_threads=True)
     with profile(experimental_config=all_threads) as profiler:
         work()
-    of = "self_cpu_time_total" if device == "CPU" else "self_device_time_total"
-    times = sorted(((getattr(e, of), e.key) for e in profiler.key_averages()), reverse=True)
+    events = [event for event in profiler.key_averages() if event.device_type.name == kind]
+    of = "self_cpu_time_total" if kind == "CPU" else "self_device_time_total"
+    times = sorted(((getattr(event, of), event.key) for event in events), reverse=True)
     total = sum(microseconds for microseconds, _ in times)
-    print(f"\nwhere the time of chargpt goes, on the {device}:")
+    print(f"\nwhere the time of chargpt goes ({kind}):")
     for microseconds, name in times[:10]:
-        print(f"{microseconds / total:6.1%}  {name}")
+        print(f"{microseconds / total:6.1%}  {name[:90]}")
 
 
 def main() -> None:
@@ -152,7 +153,7 @@ def main() -> None:
             answers[name].append(pipe.recv())
     # The first round warms up.
     seconds = {name: [s for s, _ in answers[name][1:]] for name in STEPS}
-    print("\n| | ms a step | characters/s | GFLOP/s | chargpt's time : its | peak memory, MB |")
+    print("\n| | ms a step | characters/s | GFLOP/s | chargpt's time : this | peak memory, MB |")
     print("|---|---|---|---|---|---|")
     for name, times in seconds.items():
         median, (_, peak) = statistics.median(times), answers[name][-1]

@@ -15,7 +15,7 @@ import compare
 import sample
 import train
 import training
-from checkpoint import BEST, LAST, load_checkpoint, read_log
+from checkpoint import BEST, LAST, load_checkpoint, read_log, save_checkpoint
 from compare import SAID
 from model import GPTConfig
 
@@ -263,3 +263,14 @@ def test_other_settings_are_refused(compared, capsys):
         compare.main([*THREE, "--n_layer", "1"])
     assert error.value.code == 2
     assert "tiny-4000chars-seed1 was trained with n_layer 3, not 1" in capsys.readouterr().err
+
+
+def test_what_an_older_version_did_not_save_had_its_default(compared, capsys):
+    path = compared / "tiny-4000chars-seed1" / LAST
+    saved = load_checkpoint(path)
+    del saved.settings["optimizer"]["muon_weight_decay"]
+    save_checkpoint(path, saved)
+    with pytest.raises(SystemExit) as error:
+        compare.main([*THREE, "--muon_weight_decay", "0.1"])
+    assert error.value.code == 2
+    assert "was trained with muon_weight_decay 0.0, not 0.1" in capsys.readouterr().err

@@ -96,6 +96,17 @@ def test_gradients_averages_and_copies_are_those_of_their_weights(book, dtype, o
                     torch.testing.assert_close(10 * mean, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_matrices_begin_at_multiples_of_16_bytes(optimizer):
+    Path("odd.txt").write_text("".join(map(chr, range(97, 112))) * 40)  # 15 different characters
+    run = train.begin(*train.command_line().parse(["odd.txt", *SMALL, "--optimizer", optimizer]))
+    train.step_function(run)
+    # The average lies in one vector, in the order of the copies that are multiplied.
+    offsets = [p.storage_offset() for p in run.average.parameters() if p.dim() == 2]
+    assert len(set(offsets)) == 3 + 4 * 3
+    assert all(offset % 8 == 0 for offset in offsets)  # of numbers of 2 bytes
+
+
 def test_average_counts_late_weights_most_and_forgets_the_first():
     model, average = (GPT(GPTConfig(4, 1, 1, 4), 5) for _ in range(2))
     weights, averaged = (as_one_vector(list(of.parameters())) for of in (model, average))
