@@ -44,8 +44,14 @@ LONGEST_HEADER, LONGEST_RECORD = 2**24, 2**23
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"
 AVERAGE, OPTIMIZER = "average.", "optimizer."
-# What a run needs of its log when it goes on.
-LOGGED = {"step": int, "training_loss": float | None, "validation_loss": float, "seconds": float}
+# What a run needs of its log when it goes on, and a comparison to show it.
+LOGGED = {
+    "step": int,
+    "training_loss": float | None,
+    "validation_loss": float,
+    "seconds": float,
+    "sample": str,
+}
 # What reading a record with missing or wrong parts raises.
 MALFORMED = (KeyError, TypeError, AttributeError, RecursionError)
 LONGEST_REASON, LONGEST_PATH = 300, 4096

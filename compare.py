@@ -34,19 +34,9 @@ from checkpoint import (
     try_lock,
     write_whole,
 )
-from config import (
-    PRESETS,
-    SettingsParser,
-    StopRequest,
-    Unfailing,
-    Values,
-    bad_input_exits,
-    build,
-    choose_device,
-    load_preset,
-    ran_out_of_memory,
-    run_script,
-)
+from config import PRESETS, SettingsParser, Values, build, load_preset
+from config.hardware import choose_device, ran_out_of_memory
+from config.script import StopRequest, Unfailing, bad_input_exits, run_script
 from data import Text, TextConfig, Vocabulary, baselines, fit_block_size, read_text
 from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
@@ -416,7 +406,7 @@ def show(
         else:
             row.failure = reason
     ids, targets = parts.validation_ids, torch.arange(1, len(parts.validation_ids))
-    simple = baselines(parts.training_ids, ids, targets, vocabulary.characters)
+    simple = baselines(parts.training_ids, ids, targets, vocabulary)
     print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(sentences) + "\n")
     passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
     page = as_page(f"Model sizes compared on {name}", rows, simple, passage, sentences, facts)

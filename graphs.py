@@ -28,13 +28,6 @@ LARGEST_RECORDING = 2**29
 Call = tuple[OpOverload, tuple, dict[str, Any], Any]
 
 aten = torch.ops.aten
-ALLOCATIONS = {
-    aten.empty.memory_format,
-    aten.empty_like.default,
-    aten.empty_strided.default,
-    aten.new_empty.default,
-    aten.new_empty_strided.default,
-}
 COPIES = {aten.clone.default, aten._to_copy.default}
 # What these compute, torch can write to a given place only in the form of others.
 EQUALS = {
@@ -206,7 +199,7 @@ def _share_memory(calls: Sequence[Call], kept: Tensor) -> Callable[[Tensor], Ten
 
 def _computes_nothing(operation: OpOverload, args: tuple, kwargs: dict, result: Any) -> bool:
     """Tell whether an operation only allocates, or gives its argument another shape."""
-    if operation in ALLOCATIONS:
+    if operation.__name__.startswith(("empty", "new_empty")):
         return True
     given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
     return not operation._schema.is_mutable and all(_memory(x) in given for x in _tensors(result))

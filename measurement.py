@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoint import BEST, LAST, Checkpoint, load_checkpoint, read_log
-from config import build, choose_precision
+from config import build
+from config.hardware import choose_precision
 from data import Text, Vocabulary, evenly_spaced
 from model import GPT, SamplingConfig
-from report import Point, Row
+from report import Row
 from run import TrainConfig
 from training import EVALUATED_CHARACTERS, character_losses, evaluate
 
@@ -91,13 +92,7 @@ def measure(name: str, folder: Path, parts: Parts, device: torch.device) -> Meas
         written_per_second=writing_speed(model, best.vocabulary),
         runs=[
             [
-                Point(
-                    share=line["step"] / max(steps, 1),
-                    seconds=line["seconds"],
-                    characters=line["step"] * batch,
-                    loss=line["validation_loss"],
-                    sample=str(line.get("sample", "")),
-                )
+                line | {"share": line["step"] / max(steps, 1), "characters": line["step"] * batch}
                 for line in log
             ]
         ],

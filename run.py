@@ -27,20 +27,12 @@ from checkpoint import (
     restore_optimizers,
     save_checkpoint,
 )
-from config import (
-    Device,
-    Precision,
-    Values,
-    build,
-    choose_device,
-    choose_precision,
-    load_preset,
-    to_device,
-)
+from config import Values, build, load_preset
+from config.hardware import Device, Precision, choose_device, choose_precision, to_device
 from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, coverage, fit_block_size, read_text
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, make_optimizers
-from training import Pieces, make_step, piece_size
+from training import Pieces, make_step
 
 
 @dataclass(frozen=True)
@@ -148,9 +140,7 @@ class Run:
                 "text": asdict(self.text_config),
                 "train": asdict(self.config),
             },
-            progress=replace(
-                self.progress, windows=self.pieces.windows if self.pieces.reduced else None
-            ),
+            progress=replace(self.progress, windows=self.pieces.windows),
             average=self.average,
             optimizer=optimizer_tensors(self.model, self.optimizers),
         )
@@ -262,6 +252,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}, or --minutes"
         )
+    where = f"say where it is: python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
     named = [] if paths else list(checkpoint.text["paths"])
     if text_config.val_text is not None and "val_text" not in flags["text"]:
         named.append(text_config.val_text)
@@ -270,18 +261,12 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         if path == STANDARD_INPUT or (
             os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
         ):
-            raise ValueError(
-                f"the text of {folder} was {path!r}, which is no file; to go on, say where it is: "
-                f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
-            )
+            raise ValueError(f"the text of {folder} was {path!r}, which is no file; {where}")
     paths = paths or checkpoint.text["paths"]
     try:
         text = read_text(paths, text_config)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; if the text of this run has moved, say where it is: "
-            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
-        ) from None
+        raise FileNotFoundError(f"{error}; if the text has moved, {where}") from None
     if text.sha256 != checkpoint.text["sha256"]:
         before, now = checkpoint.text["characters"], text.n_characters
         differs = f"{now:,} characters instead of {before:,}"
@@ -289,8 +274,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             differs = f"as many characters, {now:,}, but not the same ones"
         raise ValueError(
             f"this is not the text that {folder} was trained on, or it has changed since: it has "
-            f"{differs}; to go on, name the same text: "
-            f"python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+            f"{differs}; if it has moved, {where}"
         )
     describe_text(text)
     run = assemble(folder, paths, text, checkpoint, optimizer_config, text_config, config)
@@ -354,10 +338,7 @@ def assemble(
         ids[: text.n_training],
         ids[text.n_training :],
         progress,
-        Pieces(
-            progress.windows or piece_size(config.batch_size, model.config.block_size, device),
-            reduced=progress.windows is not None,
-        ),
+        Pieces(progress.windows),
     )
 
 

@@ -17,16 +17,9 @@ os.environ.setdefault("KMP_BLOCKTIME", "1")
 import torch
 
 from checkpoint import find_run, load_model, newest_run
-from config import (
-    Device,
-    SettingsParser,
-    bad_input_exits,
-    build,
-    choose_device,
-    harmless,
-    run_script,
-    to_device,
-)
+from config import SettingsParser, build
+from config.hardware import Device, choose_device, to_device
+from config.script import bad_input_exits, harmless, run_script
 from data import Vocabulary, read_file
 from model import SamplingConfig
 

@@ -27,18 +27,17 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import BEST, CURVE, LAST, Progress, find_run, lock_run, write_log, write_whole
-from config import (
-    SettingsParser,
+from config import SettingsParser
+from config.hardware import peak_memory, ran_out_of_memory
+from config.script import (
     StopRequest,
     Unfailing,
     bad_input_exits,
     describe_os_error,
     harmless,
-    peak_memory,
-    ran_out_of_memory,
     run_script,
 )
-from data import CATALOGUE, baselines, bytes_per_character, predicted_places, survey
+from data import CATALOGUE, baselines, predicted_places, survey
 from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
@@ -523,14 +522,13 @@ def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
     ids, block_size = run.validation_ids.cpu(), run.model.config.block_size
     targets = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
-    characters = run.vocabulary.characters
-    bits = baselines(run.training_ids, ids, targets, characters)
+    bits = baselines(run.training_ids, ids, targets, run.vocabulary)
     others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
     said = f"bits per character, the fewer the better: {others}"
     if run.progress.best_loss is None:
         return said
     own = run.progress.best_loss / math.log(2)
-    per_byte = own / bytes_per_character(ids[targets].numpy(), characters)
+    n_bytes = len(run.vocabulary.decode(ids[targets].tolist()).encode())
     # Of a short text, a trigram has seen too little.
     best_count = min(("unigram", "bigram", "trigram"), key=bits.__getitem__)
     # A text of one character costs either nothing.
@@ -543,7 +541,7 @@ def describe_baselines(run: Run) -> str:
     # The unknown character stands for others, of any number of bytes.
     if run.vocabulary.unwritten:
         return said
-    return f"{said}\nbits per byte, to compare languages: {per_byte:.3f}"
+    return f"{said}\nbits per byte, to compare languages: {own * len(targets) / n_bytes:.3f}"
 
 
 def describe_best(progress: Progress) -> str:

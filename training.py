@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from config import DoesNotFitError, ran_out_of_memory
+from config.hardware import DoesNotFitError, ran_out_of_memory
 from data import draw_starts, predicted_places, read_in_order, read_windows, step_seed
 from graphs import Recorded
 from model import GPT, GPTConfig
@@ -45,13 +45,12 @@ Result = TypeVar("Result")
 
 @dataclass
 class Pieces:
-    """How many windows of a batch go through the model at once.
+    """How many windows of a batch go through the model at once, once memory has run out.
 
-    When memory runs out they become fewer, and the parts of a batch are computed one by one.
+    Then the parts of a batch are computed one by one.
     """
 
-    windows: int
-    reduced: bool = False
+    windows: int | None = None
 
 
 def make_step(
@@ -96,6 +95,7 @@ def make_step(
     if network is not model:
         copies = as_one_vector(network_weights).split(sizes)
     block_size = model.config.block_size
+    usual = piece_size(batch_size, block_size, ids.device)
     share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=set_own_threads, initargs=(threads,))
@@ -112,7 +112,7 @@ def make_step(
     def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
         """Write the gradient of windows, by weight, and return what they add to the loss."""
         loss = torch.zeros((), device=ids.device)
-        at_once = pieces.windows if pieces.reduced else pieces.windows // n_parts
+        at_once = pieces.windows or usual // n_parts
         for i, piece in enumerate(starts.split(at_once)):
             inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
             piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
@@ -150,10 +150,9 @@ def make_step(
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
         """Compute the parts of a batch, so many windows at once, and return the loss."""
-        if windows < pieces.windows:
+        if windows < (pieces.windows or usual):
             # What was recorded reads more of them at once.
-            parts[:] = recorded_parts()
-            pieces.windows, pieces.reduced = windows, True
+            parts[:], pieces.windows = recorded_parts(), windows
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
             torch.manual_seed(step_seed(seed, step))
@@ -161,7 +160,7 @@ def make_step(
             partial(part, some)
             for part, some in zip(parts, starts.tensor_split(n_parts), strict=True)
         ]
-        one_by_one = n_parts == 1 or pieces.reduced
+        one_by_one = n_parts == 1 or pieces.windows
         losses = [task() for task in tasks] if one_by_one else side_by_side(tasks, pool)
         return torch.stack(losses).sum()
 
@@ -173,8 +172,8 @@ def make_step(
             # From ordinary memory, a copy to the GPU waits until the GPU is done.
             starts = starts.pin_memory()
         starts = starts.to(ids.device, non_blocking=True)
-        before = pieces.windows
-        loss, _ = halve_until_it_fits(partial(compute_gradients, step, starts), before)
+        before = pieces.windows or usual
+        loss, now = halve_until_it_fits(partial(compute_gradients, step, starts), before)
         if loss is None:
             inputs, targets = read_windows(ids, starts[:1], block_size)
             _, length = halve_until_it_fits(
@@ -185,8 +184,8 @@ def make_step(
             raise DoesNotFitError(
                 f"memory does not suffice for one window of {block_size} characters; {would}"
             )
-        if pieces.windows < before:
-            note = f"memory ran out: from here on {pieces.windows} instead of {before} windows"
+        if now < before:
+            note = f"memory ran out: from here on {now} instead of {before} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
         return move_weights(loss)
 

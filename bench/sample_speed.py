@@ -19,7 +19,8 @@ import train  # before torch, because it says how threads wait
 # isort: split
 import torch
 
-from config import build, choose_device, load_preset
+from config import build, load_preset
+from config.hardware import choose_device
 from model import GPT, SamplingConfig
 
 VOCABULARY = 65

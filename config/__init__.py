@@ -16,25 +16,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from config.hardware import (
-    Device,
-    DoesNotFitError,
-    Precision,
-    choose_device,
-    choose_precision,
-    peak_memory,
-    ran_out_of_memory,
-    to_device,
-)
-from config.script import (
-    StopRequest,
-    Unfailing,
-    bad_input_exits,
-    describe_os_error,
-    harmless,
-    run_script,
-)
-
 # In order of size.
 PRESETS = ("tiny", "mini", "small", "medium", "base")
 

@@ -1,6 +1,6 @@
 """From text files to batches: files -> characters -> ids -> windows of ids."""
 
-from data.baselines import baselines, bytes_per_character
+from data.baselines import baselines
 from data.batches import (
     draw_starts,
     evenly_spaced,

@@ -6,18 +6,20 @@ import math
 import numpy as np
 from torch import Tensor
 
+from data.vocabulary import Vocabulary
+
 # Counting or compressing more characters of a training part than this takes longer than it tells.
 COUNTED_CHARACTERS, COMPRESSED_CHARACTERS = 2**22, 2**20
 
 
 def baselines(
-    training_ids: Tensor, validation_ids: Tensor, targets: Tensor, characters: str
+    training_ids: Tensor, validation_ids: Tensor, targets: Tensor, vocabulary: Vocabulary
 ) -> dict[str, float]:
     """Return bits per character of a validation part, by the name of what predicts it.
 
-    `targets` are the places in it that are predicted, each from the characters before it, and
-    `characters` is the vocabulary. "uniform" knows the vocabulary; "unigram", "bigram" and
-    "trigram" have counted the training part; "xz" has compressed it, and now adds the rest.
+    `targets` are the places in it that are predicted, each from the characters before it.
+    "uniform" knows the vocabulary; "unigram", "bigram" and "trigram" have counted the training
+    part; "xz" has compressed it, and now adds the rest.
     """
     # More is not counted, and a GPU may have room for more than the computer.
     training_ids = training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
@@ -26,10 +28,10 @@ def baselines(
     # The characters before the validation part, at -1, -2, ..., are the last ones to train on.
     before, inside = training_ids[np.minimum(places, -1)], validation_ids[np.maximum(places, 0)]
     wanted = np.where(places < 0, before, inside)
-    bits = ngram_bits(training_ids, wanted, len(characters))
+    bits = ngram_bits(training_ids, wanted, len(vocabulary))
     known = training_ids[-COMPRESSED_CHARACTERS:]
     read = np.concatenate((known, validation_ids[targets]))
-    before, after = (len(lzma.compress(_utf8(ids, characters))) for ids in (known, read))
+    before, after = (len(lzma.compress(vocabulary.decode(x).encode())) for x in (known, read))
     return bits | {"xz": 8 * (after - before) / len(targets)}
 
 
@@ -59,18 +61,7 @@ def ngram_bits(training_ids: np.ndarray, wanted: np.ndarray, V: int) -> dict[str
     return bits
 
 
-def bytes_per_character(ids: np.ndarray, characters: str) -> float:
-    """Return how many bytes a character of a text takes in UTF-8, on average."""
-    lengths = np.array([len(character.encode()) for character in characters])
-    return float(lengths[ids].mean())
-
-
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the values of the wanted keys, 0 for those that are missing; keys are sorted."""
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)
-
-
-def _utf8(ids: np.ndarray, characters: str) -> bytes:
-    code_points = np.array([ord(character) for character in characters], dtype="<u4")
-    return code_points[ids].tobytes().decode("utf-32-le").encode()

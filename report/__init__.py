@@ -2,4 +2,4 @@
 
 from report.page import as_page
 from report.plots import PLOTTING, comparison, curve
-from report.table import Point, Row, as_csv, as_table
+from report.table import Row, as_csv, as_table

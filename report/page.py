@@ -84,9 +84,9 @@ def summary(rows: Sequence[Row]) -> str:
 def _samples(row: Row) -> list[str]:
     """Return what the first seed wrote at each stop of the slider: the newest text by then."""
     points = row.runs[0]
-    first = points[0].sample if points else ""
+    first = points[0]["sample"] if points else ""
     return [
-        next((x.sample for x in reversed(points) if x.share <= stop / SAMPLE_STOPS), first)
+        next((x["sample"] for x in reversed(points) if x["share"] <= stop / SAMPLE_STOPS), first)
         for stop in range(SAMPLE_STOPS + 1)
     ]
 

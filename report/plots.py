@@ -21,17 +21,10 @@ STYLE = {
     "svg.hashsalt": "chargpt",  # the same picture has the same bytes
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.color": FAINT,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
     "lines.markersize": 4,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT),
 }
 
 
@@ -95,10 +88,10 @@ def _losses_by(
         for i, row in enumerate(rows):
             for seed, run in enumerate(row.runs):
                 # An untrained model has seen nothing, for which logarithms have no place.
-                points = [point for point in run if point.share > 0]
+                lines = [line for line in run if line["step"]]
                 axes.plot(
-                    [getattr(point, key) for point in points],
-                    [point.loss for point in points],
+                    [line[key] for line in lines],
+                    [line["validation_loss"] for line in lines],
                     color=COLORS[i % len(COLORS)],
                     marker=MARKERS[i % len(MARKERS)],
                     label=None if seed else _plain(row.name),

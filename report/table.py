@@ -5,22 +5,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 # The key of the losses in bits.
 BIT = math.log(2)
-
-
-@dataclass(frozen=True)
-class Point:
-    """What is known of a run at one of its evaluations."""
-
-    # How much of the run it is, from 0 to 1.
-    share: float
-    seconds: float
-    characters: int
-    # The validation loss in nats per character.
-    loss: float
-    sample: str
 
 
 @dataclass
@@ -52,8 +40,8 @@ class Row:
     behind: float = 0.0
     margin: float = 0.0
     written_per_second: float = 0.0
-    # One list for each seed.
-    runs: list[list[Point]] = field(default_factory=list)
+    # For each seed, the lines of its log, with the share of the run and the characters till then.
+    runs: list[list[dict[str, Any]]] = field(default_factory=list)
     # The bits that each character of a passage costs.
     surprise: list[float] = field(default_factory=list)
 

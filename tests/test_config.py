@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train
-from config import PRESETS, SettingsParser, build, choose_device, choose_precision, load_preset
-from config.hardware import logits_of, refuse_other_logits
+from config import PRESETS, SettingsParser, build, load_preset
+from config.hardware import choose_device, choose_precision, logits_of, refuse_other_logits
 from model import GPT, GPTConfig
 
 SECTIONS = train.SECTIONS

@@ -14,7 +14,6 @@ from data import (
     TextConfig,
     Vocabulary,
     baselines,
-    bytes_per_character,
     coverage,
     draw_starts,
     evenly_spaced,
@@ -262,7 +261,7 @@ def test_first_characters_to_validate_on_follow_the_last_ones_to_train_on(story)
     vocabulary = Vocabulary.of(story)
     ids = vocabulary.encode(story)
     targets = torch.tensor([0, 1, 2, 70])
-    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary.characters)
+    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary)
     wanted = np.array([ids[5000 + place - 2 : 5001 + place].tolist() for place in targets])
     assert bits["trigram"] == ngram_bits(ids[:5000].numpy(), wanted, len(vocabulary))["trigram"]
 
@@ -270,12 +269,10 @@ def test_first_characters_to_validate_on_follow_the_last_ones_to_train_on(story)
 def test_xz_counts_what_it_adds_for_the_validation_part(story):
     vocabulary = Vocabulary.of(story)
     ids, targets = vocabulary.encode(story), torch.arange(1, len(story) - 5000)
-    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary.characters)
+    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary)
     read = story[:5000] + story[5001:]  # the first character is not predicted
     added = len(lzma.compress(read.encode())) - len(lzma.compress(story[:5000].encode()))
     assert bits["xz"] == 8 * added / (len(story) - 5001)
-    n_bytes = len(story.encode())
-    assert bytes_per_character(ids.numpy(), vocabulary.characters) == n_bytes / len(story)
 
 
 def test_evenly_spaced_stretches_of_a_long_text():

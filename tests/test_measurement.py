@@ -120,8 +120,9 @@ def test_what_is_measured_is_what_the_run_has_found(trained, parts, story):
     assert run.row.characters == 20 * 4 * 8
     assert run.row.context == 8
     assert run.row.characters_per_second == 20 * 4 * 8 / log[-1]["seconds"]
-    assert [point.loss for point in run.row.runs[0]] == [line["validation_loss"] for line in log]
-    assert (run.row.runs[0][0].share, run.row.runs[0][-1].share) == (0, 1)
+    (lines,) = run.row.runs
+    assert [line["validation_loss"] for line in lines] == [line["validation_loss"] for line in log]
+    assert (lines[0]["share"], lines[-1]["share"]) == (0, 1)
     assert run.row.written_per_second > 0
     assert len(run.row.surprise) == 400
 

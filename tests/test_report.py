@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from report import Point, Row, as_csv, as_page, as_table, curve
+from report import Row, as_csv, as_page, as_table, curve
 
 HOSTILE = (
     '</script><script>alert("x")</script><img src="http://example.org/x.png" onerror=alert(1)>'
@@ -22,9 +22,16 @@ BASELINES = {"uniform": 6.022, "unigram": 4.83, "bigram": 3.59, "trigram": 2.96,
 PASSAGE = "A passage\nof <b>42</b> & characters, “李雷”, 0123456."
 
 
-def a_run(final: float) -> list[Point]:
+def a_run(final: float) -> list[dict]:
     return [
-        Point(i / 5, 0.1 + 12 * i, 100_000 * i, final + 3 / (i + 1), f"{HOSTILE} at {i}")
+        {
+            "step": 10 * i,
+            "share": i / 5,
+            "seconds": 0.1 + 12 * i,
+            "characters": 100_000 * i,
+            "validation_loss": final + 3 / (i + 1),
+            "sample": f"{HOSTILE} at {i}",
+        }
         for i in range(6)
     ]
 

@@ -340,6 +340,18 @@ def test_run_is_compared_with_the_best_of_the_models_that_count(capsys):
     assert re.search(r"bits .*; this model [\d.]+, \d+% (above|below) unigram and ", said)
 
 
+def test_bits_per_byte_are_those_of_characters_by_their_bytes(book, story, capsys):
+    assert train.main([book, *SMALL, "--max_steps", "1"]) == 0
+    said = capsys.readouterr().out
+    own = float(re.search(r"; this model ([\d.]+), ", said)[1])
+    per_byte = float(re.search(r"bits per byte, to compare languages: ([\d.]+)", said)[1])
+    # The first character of the validation part is not predicted.
+    predicted = story[len(story) * 9 // 10 + 1 :]
+    n_bytes = len(predicted.encode())
+    assert n_bytes > len(predicted)
+    assert per_byte == pytest.approx(own * len(predicted) / n_bytes, abs=0.001)
+
+
 def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):
     assert load_checkpoint(Path(trained, BEST)).vocabulary.characters == (
         Vocabulary.of(story).characters
