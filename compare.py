@@ -41,7 +41,7 @@ from data import Text, TextConfig, Vocabulary, baselines, fit_block_size, read_t
 from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
 from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
-from run import CHANGEABLE, describe_text
+from run import CHANGEABLE, describe_text, settings_of
 from run import SECTIONS as RUN_SECTIONS
 from training import EVALUATED_CHARACTERS
 
@@ -301,14 +301,12 @@ def check_run(
             f"{run} was trained on another text than {text.name}, or that has changed since; "
             f"{advice}"
         )
-    known = saved.settings | {"model": asdict(saved.model.config)}
-    if not RUN_SECTIONS.keys() <= known.keys():
+    if not RUN_SECTIONS.keys() <= {"model", *saved.settings}:
         raise ValueError(f"{run} does not say how it was trained; {advice}")
-    # What older versions did not save had its default.
-    known = dict(zip(RUN_SECTIONS, map(asdict, build(RUN_SECTIONS, known)), strict=True))
+    known = settings_of(run, saved)
     for section, config in settings.items():
         for key, value in asdict(config).items():
-            before = known[section][key]
+            before = getattr(known[section], key)
             if key not in CHANGEABLE and before != value:
                 raise ValueError(f"{run} was trained with {key} {before}, not {value}; {advice}")
     return saved

@@ -232,11 +232,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         raise ValueError(
             f"{folder / LAST} cannot be used: it has a model only, and no average of it"
         )
-    settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
-    try:
-        saved = dict(zip(SECTIONS, build(SECTIONS, settings), strict=True))
-    except ValueError as error:
-        raise ValueError(f"{folder / LAST} cannot be used: {str(error)[:LONGEST_REASON]}") from None
+    saved = settings_of(folder / LAST, checkpoint)
     for section, values in flags.items():
         for key, value in values.items():
             before = getattr(saved[section], key)
@@ -245,7 +241,9 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
                     f"{folder} was trained with {key} {before}, which cannot become {value}; "
                     f"when going on, only {', '.join(CHANGEABLE)} can change"
                 )
-    _, optimizer_config, text_config, config = build(SECTIONS, settings, flags)
+    _, optimizer_config, text_config, config = build(
+        SECTIONS, {name: asdict(section) for name, section in saved.items()}, flags
+    )
     step, evaluated = checkpoint.progress.step, checkpoint.progress.evaluated_step
     if config.minutes is None and config.max_steps <= step:
         raise ValueError(
@@ -294,6 +292,18 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         )
     print(f"resumed  {folder} at step {step:,}")
     return run
+
+
+def settings_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the settings, by section, of the run that a checkpoint was read from.
+
+    What an older version did not save had its default; ValueError if there is what cannot be.
+    """
+    settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
+    try:
+        return dict(zip(SECTIONS, build(SECTIONS, settings), strict=True))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {str(error)[:LONGEST_REASON]}") from None
 
 
 def assemble(
