@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import secrets
@@ -18,10 +19,19 @@ import torch
 
 from checkpoint import find_run, load_model, newest_run
 from config import SettingsParser, build
-from config.hardware import Device, choose_device, to_device
+from config.hardware import Device, choose_device, choose_precision, to_device
 from config.script import bad_input_exits, harmless, run_script
-from data import Vocabulary, read_file
-from model import SamplingConfig
+from data import (
+    LONG_COPY,
+    TextConfig,
+    Vocabulary,
+    copied_passages,
+    predicted_places,
+    read_file,
+    read_text,
+)
+from model import GPT, SamplingConfig
+from training import EVALUATED_CHARACTERS, evaluate
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,12 @@ class WritingConfig:
     length: Annotated[int, "characters to write"] = 500
     num_samples: Annotated[int, "texts to write"] = 1
     stop: Annotated[str | None, "end a text as soon as it contains this"] = None
+    copied_from: Annotated[
+        str | None, "a text; say how much of what is written is copied from it"
+    ] = None
+    score: Annotated[
+        str | None, "a text; say how well the model predicts it, and write nothing"
+    ] = None
     seed: Annotated[int | None, "the same seed writes the same text; none: a new one"] = None
     unknown: Annotated[
         Literal["refuse", "skip"], "what to do with characters that the model never saw"
@@ -42,6 +58,9 @@ class WritingConfig:
     def __post_init__(self):
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt_file both give a prompt; give one of them")
+        for name in ("prompt", "prompt_file", "stop", "copied_from"):
+            if self.score is not None and getattr(self, name) is not None:
+                raise ValueError(f"--score writes nothing, so leave out --{name}")
         for name in ("length", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -55,6 +74,7 @@ class WritingConfig:
 # context of 256 characters, fewer with a longer one, which takes more memory, and at most 256.
 CHARACTERS_AT_ONCE = 2**14
 TEXTS_AT_ONCE = 2**8
+SHOWN_COPY = 60  # characters
 
 SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 
@@ -74,12 +94,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, reason = choose_device(writing.device)
         run = find_run(arguments.run) if arguments.run is not None else newest_run()
         model, vocabulary = load_model(run)
+        if writing.score is not None:
+            to_device(model, device)
+            said = score(model, vocabulary, writing)
+            print(f"{run} on {device} ({reason})", file=sys.stderr)
+            print(said)
+            return 0
         prompt = read_prompt(writing, vocabulary)
         stop = read_stop(writing, vocabulary)
+        source = None if writing.copied_from is None else whole_text(writing.copied_from)
         to_device(model, device)
     seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
-    show = harmless if sys.stdout.isatty() else str
+    show, written = harmless if sys.stdout.isatty() else str, []
     try:
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
@@ -98,26 +125,68 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # The first text is shown as it is written, the others after it.
                 for i, own in enumerate(itertools.tee(columns, len(generators))):
                     print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
+                    written.append("")
                     for character in until(stop, (column[i] for column in own)):
+                        written[-1] += character
                         print(show(character), end="", flush=True)
     finally:
         print()
+    if source is not None:
+        print(describe_copies(written, source, writing.copied_from), file=sys.stderr)
     return 0
+
+
+def whole_text(path: str) -> str:
+    """Return all that a file or folder holds, read as train.py reads it."""
+    return "".join(read_text([path], TextConfig()).blocks())
+
+
+def score(model: GPT, vocabulary: Vocabulary, writing: WritingConfig) -> str:
+    """Say how well a model predicts the text in a file, read as a run reads its validation part."""
+    text = readable(whole_text(writing.score), vocabulary, writing)
+    if len(text) < 2:
+        raise ValueError(f"{writing.score} has {len(text)} characters to score; it takes two")
+    device, config = model.head.weight.device, model.config
+    ids = vocabulary.encode(text, unknown=True)
+    precision, _ = choose_precision("auto", device, config.n_embd)
+    bits = evaluate(model, ids.to(device), precision) / math.log(2)
+    places = predicted_places(len(ids), config.block_size, EVALUATED_CHARACTERS)
+    n_bytes = len(vocabulary.decode(ids[places].tolist()).encode())
+    # The unknown character stands for others, of any number of bytes.
+    per_byte = "" if vocabulary.unwritten else f", {bits * len(places) / n_bytes:.4f} bits per byte"
+    return (
+        f"{bits * math.log(2):.4f} nats, {bits:.4f} bits per character{per_byte}, the mean over "
+        f"{len(places):,} of the {len(text):,} characters of {writing.score}"
+    )
+
+
+def describe_copies(written: Sequence[str], source: str, name: str) -> str:
+    """Say how much of what was written is copied from a source."""
+    copied, longest = zip(*(copied_passages(text, source) for text in written), strict=True)
+    share = sum(copied) / max(1, sum(map(len, written)))
+    passage = max(longest, key=len)
+    return (
+        f"copied: {share:.0%} of what was written lies in passages of {LONG_COPY} characters or "
+        f"more that stand in {name}; the longest has {len(passage)}: {passage[:SHOWN_COPY]!r}"
+    )
 
 
 def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
     """Return the text to continue, which may be empty."""
     if writing.prompt_file is not None:
-        prompt = read_file(writing.prompt_file)
-    else:
-        prompt = unescape(writing.prompt or "")
+        return readable(read_file(writing.prompt_file), vocabulary, writing)
+    return readable(unescape(writing.prompt or ""), vocabulary, writing)
+
+
+def readable(text: str, vocabulary: Vocabulary, writing: WritingConfig) -> str:
+    """Return a text, without the characters that the model never saw if they are to be skipped."""
     if writing.unknown == "skip":
-        return vocabulary.known(prompt)
+        return vocabulary.known(text)
     try:
-        vocabulary.encode(prompt)
+        vocabulary.encode(text, unknown=writing.score is not None)
     except ValueError as error:
         raise ValueError(f"{error}; --unknown skip leaves such characters out") from None
-    return prompt
+    return text
 
 
 def read_stop(writing: WritingConfig, vocabulary: Vocabulary) -> str | None:

@@ -1,4 +1,4 @@
-"""What is worth knowing about a text before anything is trained on it."""
+"""What is worth knowing about a text, and how much of another is copied from it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,9 @@ LONG_LINE = 20
 MOST_NAMED = 10
 FEW = 10
 SURVEYED_CHARACTERS = 2**24
+# Passages of as many characters that came again in the rest of their text made up 0 % of new pages
+# of Shakespeare, 7 % of Chinese poems, some of which stand there twice, and 55 % of Python code.
+LONG_COPY = 20
 
 
 def survey(counts: dict[str, int], blocks: Iterable[str]) -> str:
@@ -55,3 +58,21 @@ def coverage(counts: dict[str, int]) -> str:
                 f"--min_count {min_count} makes the others one"
             )
     return ""
+
+
+def copied_passages(written: str, source: str) -> tuple[int, str]:
+    """Return how many characters lie in passages that stand in a source, too, and the longest.
+
+    Only passages of at least `LONG_COPY` characters count; the longest may be shorter.
+    """
+    in_copies, counted_to, longest, length = 0, 0, "", 0
+    for start in range(len(written)):
+        # What begins a character later is at most one shorter: so all of it takes few look-ups.
+        length = max(0, length - 1)
+        while start + length < len(written) and written[start : start + length + 1] in source:
+            length += 1
+        if length >= LONG_COPY:
+            in_copies += start + length - max(start, counted_to)
+            counted_to = start + length
+        longest = max(longest, written[start : start + length], key=len)
+    return in_copies, longest

@@ -39,7 +39,7 @@ MAY_USE = {
         "data",
         "config",
     },
-    "sample": {"checkpoint", "model", "data", "config"},
+    "sample": {"training", "checkpoint", "model", "data", "config"},
 }
 # The network is torch and nothing else: no text, no files, no printing.
 FOREIGN_TO_THE_MODEL = {"numpy", "pathlib", "json", "sys", "os", "tqdm", "safetensors"}

@@ -1,5 +1,6 @@
 """What sample.py prints: the prompt and what the model writes after it."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from conftest import SMALL
 
 import sample
 import train
+from checkpoint import load_checkpoint
 
 
 def written(capsys, *words) -> str:
@@ -72,6 +74,39 @@ def test_stop_ends_the_text_at_the_string(trained, capsys):
 def test_unknown_characters_can_be_skipped(trained, capsys):
     text = written(capsys, "--prompt", "Ad%a", "--unknown", "skip", "--length", "1")
     assert text.startswith("Ada")
+
+
+def test_score_of_the_validation_part_is_that_of_the_run(trained, capsys, story):
+    progress = load_checkpoint(Path(trained, "last.safetensors")).progress
+    n_training = len(story) * 9 // 10
+    Path("rest.txt").write_text(story[n_training:], encoding="utf-8")
+    said = written(capsys, trained, "--score", "rest.txt")
+    nats, bits, per_byte = map(float, re.findall(r"\d+\.\d{4}", said))
+    assert nats == pytest.approx(progress.best_loss, abs=6e-5)
+    assert bits == pytest.approx(progress.best_loss / math.log(2), abs=6e-5)
+    predicted = story[n_training + 1 :]
+    assert per_byte * len(predicted.encode()) == pytest.approx(bits * len(predicted), rel=1e-4)
+
+
+def test_score_leaves_out_unknown_characters_if_asked(trained, capsys, story):
+    Path("known.txt").write_text(story[:500], encoding="utf-8")
+    Path("other.txt").write_text("%" + story[:500], encoding="utf-8")
+    known = written(capsys, "--score", "known.txt")
+    assert written(capsys, "--score", "other.txt", "--unknown", "skip") == known.replace(
+        "known.txt", "other.txt"
+    )
+
+
+def test_copies_are_told(trained, capsys, story):
+    Path("writes.txt").write_text(written(capsys, "--seed", "7"), encoding="utf-8")
+    Path("other.txt").write_text("Nothing of it stands here.", encoding="utf-8")
+    said = []
+    for name in ("writes.txt", "other.txt"):
+        assert sample.main(["--seed", "7", "--copied_from", name]) == 0
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0].startswith("copied: 100% of what was written")
+    assert "the longest has 500: " in said[0]
+    assert said[1].startswith("copied: 0% of what was written")
 
 
 @pytest.mark.parametrize(
