@@ -19,9 +19,9 @@ from graphs import Recorded
 # The last character attends to this many keys, or two, three, ... times as many, and not always to
 # those of a whole context: reading those of 64 texts takes half of the time of `base`.
 KEYS_MULTIPLE = 64
-# Scores of no more keys than this are laid out by columns. On a CPU, torch takes rows one by one:
-# for those of `tiny`, of 8 numbers, a softmax takes three times as long, from 32 on no longer.
-SHORT_ROW = 16
+# On a CPU, rows shorter than a vector register are taken number by number: with the 8 keys of
+# `tiny`, a softmax along rows takes twelve times as long as one down such columns.
+VECTOR_BYTES = 64
 # For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16
 
@@ -114,12 +114,13 @@ def attention(
     # One product for all heads also scales and adds the mask, which saves two passes over scores.
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, T or S, D)
     scale = 1 / math.sqrt(D)
-    if S > SHORT_ROW:
+    if S * query.element_size() >= VECTOR_BYTES:
         scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=scale)
         weights = scores.softmax(dim=2)  # (B * H, T, S)
     else:
         scores = torch.baddbmm(mask.mT.expand(B * H, S, T), key, query.mT, alpha=scale)
-        weights = scores.softmax(dim=1).mT  # (B * H, T, S)
+        columns = scores.transpose(0, 1).contiguous()  # (S, B * H, T)
+        weights = columns.softmax(dim=0).permute(1, 2, 0)  # (B * H, T, S)
     weights = drop(weights, dropout)
     return (weights @ value).unflatten(0, (B, H))  # (B, H, T, D)
 

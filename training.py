@@ -111,15 +111,15 @@ def make_step(
 
     def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
         """Write the gradient of windows, by weight, and return what they add to the loss."""
-        loss = torch.zeros((), device=ids.device)
+        losses = []
         at_once = pieces.windows or usual // n_parts
         for i, piece in enumerate(starts.split(at_once)):
             inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
             piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
             write = torch._foreach_add_ if i else torch._foreach_copy_
             write(gradient, piece_gradient)
-            loss += piece_loss
-        return loss
+            losses.append(piece_loss)
+        return sum(losses)
 
     def move_weights(loss: Tensor) -> Tensor:
         """Move the weights along the sum of the gradients, and return the loss."""
@@ -162,7 +162,7 @@ def make_step(
         ]
         one_by_one = n_parts == 1 or pieces.windows
         losses = [task() for task in tasks] if one_by_one else side_by_side(tasks, pool)
-        return torch.stack(losses).sum()
+        return sum(losses)
 
     def take_step(step: int, max_steps: int) -> Tensor:
         set_schedule(optimizers, step, max_steps, config)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model import (
     GPT,
-    SHORT_ROW,
+    VECTOR_BYTES,
     GPTConfig,
     KVCache,
     Linear,
@@ -63,7 +63,7 @@ def test_sizes_are_the_published_ones(shape, published):
 
 
 @pytest.mark.parametrize("positions", [None, [4, 5], [0, 3, 1]])
-@pytest.mark.parametrize("S", [6, SHORT_ROW, SHORT_ROW + 1])  # in columns, and in rows
+@pytest.mark.parametrize("S", [6, VECTOR_BYTES // 8])  # in columns, and in rows
 def test_attention_is_the_formula_written_out(S, positions):
     torch.manual_seed(1)
     B, H, D = 2, 3, 5
@@ -83,8 +83,8 @@ def test_attention_is_the_formula_written_out(S, positions):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_columns_and_rows_of_scores_have_the_same_gradients(monkeypatch, dropout):
     results = []
-    for longest in (0, SHORT_ROW):
-        monkeypatch.setattr("model.SHORT_ROW", longest)
+    for fewest in (0, 9 * 8):
+        monkeypatch.setattr("model.VECTOR_BYTES", fewest)
         torch.manual_seed(1)
         inputs = [torch.randn(2, 3, 8, 5).double().requires_grad_() for _ in range(3)]
         result = attention(*inputs, dropout=dropout)
