@@ -111,15 +111,15 @@ def make_step(
 
     def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
         """Write the gradient of windows, by weight, and return what they add to the loss."""
-        losses = []
+        loss = 0.0
         at_once = pieces.windows or usual // n_parts
         for i, piece in enumerate(starts.split(at_once)):
             inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
             piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
             write = torch._foreach_add_ if i else torch._foreach_copy_
             write(gradient, piece_gradient)
-            losses.append(piece_loss)
-        return sum(losses)
+            loss = loss + piece_loss
+        return loss
 
     def move_weights(loss: Tensor) -> Tensor:
         """Move the weights along the sum of the gradients, and return the loss."""

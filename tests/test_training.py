@@ -294,7 +294,7 @@ def test_tasks_are_over_when_one_of_them_fails_and_what_it_allocated_is_freed():
     ],
 )
 def test_batch_is_divided_into_parts_that_keep_the_threads_busy(book, n_threads, words, expected):
-    words = ["--preset", "mini", "--device", "cpu", *words]
+    words = ["--preset", "mini", "--n_embd", "64", "--device", "cpu", *words]
     run = train.begin(*train.command_line().parse([book, *words]))
     batch_size, shape = run.config.batch_size, run.model.config
     with training.on_threads(n_threads):
