@@ -19,9 +19,9 @@ from graphs import Recorded
 # The last character attends to this many keys, or two, three, ... times as many, and not always to
 # those of a whole context: reading those of 64 texts takes half of the time of `base`.
 KEYS_MULTIPLE = 64
-# Rows of scores shorter than a vector register (of AVX-512) are taken number by number on a CPU: for
-# the 8 keys of `tiny`, a softmax then takes twelve times as long as down columns whose neighbours
-# lie side by side.
+# On a CPU, rows of scores shorter than a vector register (of AVX-512) are taken number by number:
+# for the 8 keys of `tiny`, a softmax then takes twelve times as long as one down columns that lie
+# side by side.
 VECTOR_BYTES = 64
 # For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16

@@ -1,8 +1,10 @@
-"""Write with a trained model: python sample.py out/book-small --prompt Once"""
+"""Write with a trained model: python sample.py out/book-small --prompt Once
+
+Or say how well it predicts a text: python sample.py out/book-small --score other.txt
+"""
 
 import contextlib
 import itertools
-import math
 import os
 import re
 import secrets
@@ -18,25 +20,25 @@ os.environ.setdefault("KMP_BLOCKTIME", "1")
 import torch
 
 from checkpoint import find_run, load_model, newest_run
-from config import SettingsParser, build
+from config import SettingsParser, Values, build
 from config.hardware import Device, choose_device, choose_precision, to_device
 from config.script import bad_input_exits, harmless, run_script
 from data import (
     LONG_COPY,
     TextConfig,
     Vocabulary,
-    copied_passages,
+    count_copied,
     predicted_places,
     read_file,
     read_text,
 )
 from model import GPT, SamplingConfig
-from training import EVALUATED_CHARACTERS, evaluate
+from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bits
 
 
 @dataclass(frozen=True)
 class WritingConfig:
-    """What to write, how much, and where."""
+    """What to write or to score, and where."""
 
     prompt: Annotated[str | None, r"text to continue; \n in it is a line break"] = None
     prompt_file: Annotated[str | None, "file with the text to continue"] = None
@@ -58,9 +60,6 @@ class WritingConfig:
     def __post_init__(self):
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt_file both give a prompt; give one of them")
-        for name in ("prompt", "prompt_file", "stop", "copied_from"):
-            if self.score is not None and getattr(self, name) is not None:
-                raise ValueError(f"--score writes nothing, so leave out --{name}")
         for name in ("length", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -82,7 +81,8 @@ SECTIONS = {"sampling": SamplingConfig, "writing": WritingConfig}
 def main(argv: Sequence[str] | None = None) -> int:
     """Write as the command line says, and return the exit code."""
     with bad_input_exits("sample.py"):
-        parser = SettingsParser("sample.py", "RUN", "Write with a trained model.", SECTIONS)
+        about = "Write with a trained model, or say how well it predicts a text."
+        parser = SettingsParser("sample.py", "RUN", about, SECTIONS)
         parser.add_argument(
             "run",
             nargs="?",
@@ -95,10 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = find_run(arguments.run) if arguments.run is not None else newest_run()
         model, vocabulary = load_model(run)
         if writing.score is not None:
+            refuse_to_write(flags)
+            text, note = read_to_score(writing, vocabulary)
             to_device(model, device)
-            said = score(model, vocabulary, writing)
-            print(f"{run} on {device} ({reason})", file=sys.stderr)
-            print(said)
+            precision, why = choose_precision("auto", device, model.config.n_embd)
+            used = f"{device} ({reason}), {str(precision).removeprefix('torch.')} ({why})"
+            print(f"{run} on {used}", file=sys.stderr)
+            print(score(model, vocabulary, text, precision, note))
             return 0
         prompt = read_prompt(writing, vocabulary)
         stop = read_stop(writing, vocabulary)
@@ -106,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         to_device(model, device)
     seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
     print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
-    show, written = harmless if sys.stdout.isatty() else str, []
+    show = harmless if sys.stdout.isatty() else str
+    written: list[str] = []
     try:
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
@@ -125,10 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # The first text is shown as it is written, the others after it.
                 for i, own in enumerate(itertools.tee(columns, len(generators))):
                     print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
-                    written.append("")
+                    text = []
                     for character in until(stop, (column[i] for column in own)):
-                        written[-1] += character
+                        text.append(character)
                         print(show(character), end="", flush=True)
+                    if source is not None:
+                        written.append("".join(text))
     finally:
         print()
     if source is not None:
@@ -136,38 +142,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def refuse_to_write(flags: Values) -> None:
+    """Raise ValueError for flags that only change what is written."""
+    for name in [*flags["sampling"], *flags["writing"]]:
+        if name not in ("score", "unknown", "device"):
+            raise ValueError(f"--score writes nothing, so leave out --{name}")
+
+
 def whole_text(path: str) -> str:
     """Return all that a file or folder holds, read as train.py reads it."""
     return "".join(read_text([path], TextConfig()).blocks())
 
 
-def score(model: GPT, vocabulary: Vocabulary, writing: WritingConfig) -> str:
-    """Say how well a model predicts the text in a file, read as a run reads its validation part."""
-    text = readable(whole_text(writing.score), vocabulary, writing)
+def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, str]:
+    """Return the text to score, and what is to be said of characters that the model never saw.
+
+    Raises ValueError if there are some that are neither skipped nor stand for the unknown one, or
+    if too little is left.
+    """
+    text, note = whole_text(writing.score), ""
+    known = vocabulary.known(text)
+    if n_unknown := len(text) - len(known):
+        what = "left out" if writing.unknown == "skip" else "taken for the unknown character"
+        note = f"; {n_unknown:,} that the model never saw were {what}"
+        text = readable(text, vocabulary, writing, stand_in=True)
     if len(text) < 2:
-        raise ValueError(f"{writing.score} has {len(text)} characters to score; it takes two")
-    device, config = model.head.weight.device, model.config
+        raise ValueError(
+            f"{writing.score} has too few characters that the model knows: {len(text)}"
+        )
+    return text, note
+
+
+def score(model: GPT, vocabulary: Vocabulary, text: str, precision: torch.dtype, note: str) -> str:
+    """Say how well a model predicts a text, measured as a run measures its validation part."""
     ids = vocabulary.encode(text, unknown=True)
-    precision, _ = choose_precision("auto", device, config.n_embd)
-    bits = evaluate(model, ids.to(device), precision) / math.log(2)
-    places = predicted_places(len(ids), config.block_size, EVALUATED_CHARACTERS)
-    n_bytes = len(vocabulary.decode(ids[places].tolist()).encode())
-    # The unknown character stands for others, of any number of bytes.
-    per_byte = "" if vocabulary.unwritten else f", {bits * len(places) / n_bytes:.4f} bits per byte"
+    loss = evaluate(model, ids.to(model.head.weight.device), precision)
+    places = predicted_places(len(ids), model.config.block_size, EVALUATED_CHARACTERS)
+    predicted = "".join(text[place] for place in places.tolist())
+    # Where characters are unknown, it is another text whose bytes would be counted.
+    per_byte = "" if note else f", {bits_per_byte(loss, predicted):.4f} bits per byte"
     return (
-        f"{bits * math.log(2):.4f} nats, {bits:.4f} bits per character{per_byte}, the mean over "
-        f"{len(places):,} of the {len(text):,} characters of {writing.score}"
+        f"{nats_and_bits(loss)}{per_byte}, the mean over {len(predicted):,} of {len(text):,} "
+        f"characters{note}"
     )
 
 
 def describe_copies(written: Sequence[str], source: str, name: str) -> str:
     """Say how much of what was written is copied from a source."""
-    copied, longest = zip(*(copied_passages(text, source) for text in written), strict=True)
-    share = sum(copied) / max(1, sum(map(len, written)))
-    passage = max(longest, key=len)
+    counts, passages = zip(*(count_copied(text, source) for text in written), strict=True)
+    share, longest = sum(counts) / sum(map(len, written)), max(passages, key=len)
     return (
-        f"copied: {share:.0%} of what was written lies in passages of {LONG_COPY} characters or "
-        f"more that stand in {name}; the longest has {len(passage)}: {passage[:SHOWN_COPY]!r}"
+        f"copied: {share:.1%} of what was written lies in passages of {LONG_COPY} characters or "
+        f"more that stand in {name}; the longest passage of any length that does has "
+        f"{len(longest)}, and begins {longest[:SHOWN_COPY]!r}"
     )
 
 
@@ -178,12 +205,17 @@ def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
     return readable(unescape(writing.prompt or ""), vocabulary, writing)
 
 
-def readable(text: str, vocabulary: Vocabulary, writing: WritingConfig) -> str:
-    """Return a text, without the characters that the model never saw if they are to be skipped."""
+def readable(
+    text: str, vocabulary: Vocabulary, writing: WritingConfig, stand_in: bool = False
+) -> str:
+    """Return a text as a model can read it, without what it never saw if that is to be skipped.
+
+    Otherwise such characters are a ValueError, unless another can stand in for them.
+    """
     if writing.unknown == "skip":
         return vocabulary.known(text)
     try:
-        vocabulary.encode(text, unknown=writing.score is not None)
+        vocabulary.encode(text, unknown=stand_in)
     except ValueError as error:
         raise ValueError(f"{error}; --unknown skip leaves such characters out") from None
     return text

@@ -19,8 +19,8 @@ from typing import Any
 # has on Linux, reads it when it is loaded; by default it is 300,000, and then a step of `small`
 # takes up to 13 times as long beside two busy programs.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# The same for LLVM's and Intel's, in milliseconds. By default it is 200, and then a step of `mini`
-# takes 1.25 times as long: threads that only wait hold up those that compute.
+# The same for LLVM's and Intel's, in milliseconds. By default it is 200, and then a step of four
+# layers 64 wide takes 1.25 times as long: threads that only wait hold up those that compute.
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 import torch
@@ -53,7 +53,7 @@ from run import (
     resume,
     step_function,
 )
-from training import EVALUATED_CHARACTERS, evaluate
+from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bits
 
 SAMPLE_LENGTH = 200
 # The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
@@ -528,7 +528,6 @@ def describe_baselines(run: Run) -> str:
     if run.progress.best_loss is None:
         return said
     own = run.progress.best_loss / math.log(2)
-    n_bytes = len(run.vocabulary.decode(ids[targets].tolist()).encode())
     # Of a short text, a trigram has seen too little.
     best_count = min(("unigram", "bigram", "trigram"), key=bits.__getitem__)
     # A text of one character costs either nothing.
@@ -541,7 +540,8 @@ def describe_baselines(run: Run) -> str:
     # The unknown character stands for others, of any number of bytes.
     if run.vocabulary.unwritten:
         return said
-    return f"{said}\nbits per byte, to compare languages: {own * len(targets) / n_bytes:.3f}"
+    per_byte = bits_per_byte(run.progress.best_loss, run.vocabulary.decode(ids[targets].tolist()))
+    return f"{said}\nbits per byte, to compare languages: {per_byte:.3f}"
 
 
 def describe_best(progress: Progress) -> str:
@@ -549,11 +549,6 @@ def describe_best(progress: Progress) -> str:
     if progress.best_loss is None:
         return "no best yet"
     return f"best {nats_and_bits(progress.best_loss)} at step {progress.best_step:,}"
-
-
-def nats_and_bits(loss: float) -> str:
-    """Write a loss in both units of information."""
-    return f"{loss:.4f} nats, {loss / math.log(2):.4f} bits per character"
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,8 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 # Narrower than this, products are too small for bfloat16 to make up for its conversions: on two
-# cores a step of `tiny` (32 wide) takes 1.5 times as long as in float32, one of a model 64 wide 0.65.
+# cores a step of `tiny` (32 wide) takes 1.5 times as long as in float32; one of a model 64 wide,
+# 0.65 times.
 NARROWEST_BFLOAT16 = 64
 
 

@@ -12,6 +12,6 @@ from data.batches import (
 )
 from data.catalogue import CATALOGUE
 from data.files import STANDARD_INPUT, read_file
-from data.survey import LONG_COPY, copied_passages, coverage, survey
+from data.survey import LONG_COPY, count_copied, coverage, survey
 from data.text import Text, TextConfig, read_text
 from data.vocabulary import Vocabulary

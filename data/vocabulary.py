@@ -103,7 +103,8 @@ class Vocabulary:
 
     def known(self, text: str) -> str:
         """Return the text without the characters that the vocabulary lacks."""
-        return "".join(character for character in text if character in self.characters)
+        known = set(self.characters)
+        return "".join(character for character in text if character in known)
 
     def nearest(self, character: str) -> str:
         """Return the known character most like an unknown one.

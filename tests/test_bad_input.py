@@ -100,6 +100,12 @@ SAMPLE = [
     ("out/trained --prompt_file missing", "there is no file or folder 'missing'"),
     ("out/trained --prompt a --prompt_file b", "give one"),
     ("out/trained --score book.txt --stop a", "--score writes nothing, so leave out --stop"),
+    ("out/trained --score book.txt --top_k 3", "--score writes nothing, so leave out --top_k"),
+    ("out/trained --score percent.txt", "the model has never seen '%' (character 1;"),
+    (
+        "out/trained --score percent.txt --unknown skip",
+        "too few characters that the model knows: 0",
+    ),
     ("out/trained --score missing", "there is no file or folder 'missing'"),
     ("out/trained --copied_from missing", "there is no file or folder 'missing'"),
     ("out/trained --stop %", "--stop '%' will never be written"),
@@ -122,6 +128,7 @@ SAMPLE = [
 @pytest.fixture
 def _inputs(trained):
     """Everything that the commands above name."""
+    Path("percent.txt").write_text("%")
     Path("empty.txt").touch()
     Path("empty").mkdir()
     Path("pictures").mkdir()

@@ -14,7 +14,7 @@ from data import (
     TextConfig,
     Vocabulary,
     baselines,
-    copied_passages,
+    count_copied,
     coverage,
     draw_starts,
     evenly_spaced,
@@ -105,14 +105,14 @@ def test_survey_shows_rare_characters_and_repeated_lines():
 def test_copied_passages_count_once_and_only_if_they_are_long():
     source = "The first passage, of some length. The second one, which is as long."
     first, second, short = source[:30], source[20:60], source[40:59]
-    # The two overlap, both in the source and here.
-    assert copied_passages(f"??{source[:60]}??", source) == (60, source[:60])
-    assert copied_passages(f"{first}??{second}", source) == (70, second)
-    assert copied_passages(f"??{short}??", source) == (0, short)
-    assert copied_passages("", source) == (0, "")
+    assert count_copied(f"??{source[:60]}??", source) == (60, source[:60])
+    assert count_copied(f"{first}??{second}", source) == (70, second)
+    assert count_copied(f"??{short}??", source) == (0, short)
+    assert count_copied(f"??{source[:20]}??", source) == (20, source[:20])
+    assert count_copied("", source) == (0, "")
     # Each half stands there, but not both of them in a row.
     both, apart = "a" * 25 + "b" * 25, "a" * 25 + "b, a" + "b" * 25
-    assert copied_passages(both, apart) == (50, "a" * 25 + "b")
+    assert count_copied(both, apart) == (50, "a" * 25 + "b")
 
 
 def test_coverage_tells_which_characters_a_text_can_do_without():

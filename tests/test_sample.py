@@ -10,6 +10,7 @@ from conftest import SMALL
 
 import sample
 import train
+import training
 from checkpoint import load_checkpoint
 
 
@@ -92,21 +93,47 @@ def test_score_leaves_out_unknown_characters_if_asked(trained, capsys, story):
     Path("known.txt").write_text(story[:500], encoding="utf-8")
     Path("other.txt").write_text("%" + story[:500], encoding="utf-8")
     known = written(capsys, "--score", "known.txt")
-    assert written(capsys, "--score", "other.txt", "--unknown", "skip") == known.replace(
-        "known.txt", "other.txt"
-    )
+    skipped = written(capsys, "--score", "other.txt", "--unknown", "skip")
+    assert "; 1 that the model never saw were left out" in skipped
+    assert skipped.split(",")[0] == known.split(",")[0]
+    assert "per byte" in known
+    assert "per byte" not in skipped
 
 
-def test_copies_are_told(trained, capsys, story):
-    Path("writes.txt").write_text(written(capsys, "--seed", "7"), encoding="utf-8")
-    Path("other.txt").write_text("Nothing of it stands here.", encoding="utf-8")
+def test_score_takes_unknown_characters_as_in_training(book, capsys, story):
+    # Its least frequent character comes 450 times or less.
+    words = ["book.txt", *SMALL, "--min_count", "500", "--max_steps", "2", "--out", "run"]
+    assert train.main(words) == 0
+    progress = load_checkpoint(Path("run", "last.safetensors")).progress
+    n_training = len(story) * 9 // 10
+    Path("rest.txt").write_text(story[n_training:], encoding="utf-8")
+    capsys.readouterr()
+    said = written(capsys, "run", "--score", "rest.txt")
+    assert float(said.split()[0]) == pytest.approx(progress.best_loss, abs=6e-5)
+    assert "that the model never saw were taken for the unknown character" in said
+
+
+def test_score_of_a_long_text_is_that_of_a_part(trained, monkeypatch, capsys):
+    for module in (sample, training):
+        monkeypatch.setattr(module, "EVALUATED_CHARACTERS", 100)
+    assert "the mean over 96 of 6," in written(capsys, "--score", "book.txt")
+
+
+def test_copies_are_told(trained, capsys):
+    two = ["--seed", "7", "--num_samples", "2", "--prompt", "Ada", "--length", "100"]
+    first, second = written(capsys, *two).split("\n---\n")
+    Path("one.txt").write_text(first, encoding="utf-8")
+    Path("both.txt").write_text(f"{first} {second}", encoding="utf-8")
+    Path("other.txt").write_text("\t", encoding="utf-8")
     said = []
-    for name in ("writes.txt", "other.txt"):
-        assert sample.main(["--seed", "7", "--copied_from", name]) == 0
+    for name in ("one.txt", "both.txt", "other.txt"):
+        assert sample.main([*two, "--copied_from", name]) == 0
         said.append(capsys.readouterr().err.splitlines()[-1])
-    assert said[0].startswith("copied: 100% of what was written")
-    assert "the longest has 500: " in said[0]
-    assert said[1].startswith("copied: 0% of what was written")
+    # The prompt is not counted.
+    assert all("any length that does has 100," in line for line in said[:2])
+    assert 50 <= float(re.search(r"copied: (.*?)%", said[0])[1]) < 100
+    assert said[1].startswith("copied: 100.0% of what was written")
+    assert said[2].startswith("copied: 0.0% of what was written")
 
 
 @pytest.mark.parametrize(
