@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = find_run(arguments.run) if arguments.run is not None else newest_run()
         model, vocabulary = load_model(run)
         if writing.score is not None:
-            refuse_to_write(flags)
+            refuse_idle_flags(flags)
             text, note = read_to_score(writing, vocabulary)
             to_device(model, device)
             precision, why = choose_precision("auto", device, model.config.n_embd)
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def refuse_to_write(flags: Values) -> None:
+def refuse_idle_flags(flags: Values) -> None:
     """Raise ValueError for flags that only change what is written."""
     for name in [*flags["sampling"], *flags["writing"]]:
         if name not in ("score", "unknown", "device"):
@@ -193,8 +193,8 @@ def describe_copies(written: Sequence[str], source: str, name: str) -> str:
     share, longest = sum(counts) / sum(map(len, written)), max(passages, key=len)
     return (
         f"copied: {share:.1%} of what was written lies in passages of {LONG_COPY} characters or "
-        f"more that stand in {name}; the longest passage of any length that does has "
-        f"{len(longest)}, and begins {longest[:SHOWN_COPY]!r}"
+        f"more that stand in {name}; the longest that stands there, of any length, has "
+        f"{len(longest)} and begins {longest[:SHOWN_COPY]!r}"
     )
 
 

@@ -130,7 +130,7 @@ def test_copies_are_told(trained, capsys):
         assert sample.main([*two, "--copied_from", name]) == 0
         said.append(capsys.readouterr().err.splitlines()[-1])
     # The prompt is not counted.
-    assert all("any length that does has 100," in line for line in said[:2])
+    assert all("of any length, has 100 and begins" in line for line in said[:2])
     assert 50 <= float(re.search(r"copied: (.*?)%", said[0])[1]) < 100
     assert said[1].startswith("copied: 100.0% of what was written")
     assert said[2].startswith("copied: 0.0% of what was written")
