@@ -150,7 +150,7 @@ def read_text(paths: Sequence[str], config: TextConfig) -> Text:
     text = _look_through(name, parts, watched, config, most_held)
     if not text.counts:
         names = ["standard input" if path == STANDARD_INPUT else path for path in paths]
-        raise ValueError(f"{' and '.join(names)} is empty; a text needs characters to learn from")
+        raise ValueError(f"{' and '.join(names)} is empty; name a text with characters in it")
     if text.held is None:
         text = dataclasses.replace(text, ids_file=_ids_file(kept, text.sha256))
         _remember(text, kept)
