@@ -81,6 +81,8 @@ class SettingsParser(argparse.ArgumentParser):
 
     def _with_underscores(self, word: str) -> str:
         """Accept --n-layer for --n_layer."""
+        if not word.startswith("--"):
+            return word
         flag, equals, value = word.partition("=")
         written = "--" + flag.removeprefix("--").replace("-", "_")
         return written + equals + value if written in self._option_string_actions else word

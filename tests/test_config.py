@@ -37,6 +37,12 @@ def test_flags_may_have_dashes_and_stand_between_texts():
     assert flags["train"] == {"batch_size": 2}
 
 
+def test_only_words_that_begin_with_two_dashes_are_flags():
+    arguments, flags = parse("seed", "--glob", "n-layer", "n_layer=3")
+    assert arguments.texts == ["seed", "n_layer=3"]
+    assert flags["text"] == {"glob": "n-layer"}
+
+
 def test_one_word_names_one_setting():
     names = [name for section in SECTIONS.values() for name in asdict(section())]
     assert len(names) == len(set(names))
