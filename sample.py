@@ -29,7 +29,6 @@ from data import (
     Vocabulary,
     count_copied,
     predicted_places,
-    read_file,
     read_text,
 )
 from model import GPT, SamplingConfig
@@ -51,6 +50,9 @@ class WritingConfig:
     score: Annotated[
         str | None, "a text; say how well the model predicts it, and write nothing"
     ] = None
+    encoding: Annotated[str, "that of the files named here, such as cp1252; auto: found out"] = (
+        "auto"
+    )
     seed: Annotated[int | None, "the same seed writes the same text; none: a new one"] = None
     unknown: Annotated[
         Literal["refuse", "skip"], "what to do with characters that the model never saw"
@@ -105,53 +107,70 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         prompt = read_prompt(writing, vocabulary)
         stop = read_stop(writing, vocabulary)
-        source = None if writing.copied_from is None else whole_text(writing.copied_from)
+        source = None
+        if writing.copied_from is not None:
+            source = whole_text(writing.copied_from, writing.encoding)
         to_device(model, device)
-    seed = secrets.randbelow(2**31 - writing.num_samples) if writing.seed is None else writing.seed
-    print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
-    show = harmless if sys.stdout.isatty() else str
-    written: list[str] = []
-    try:
+        seed = writing.seed
+        if seed is None:
+            seed = secrets.randbelow(2**31 - writing.num_samples)
+        print(f"{run} on {device} ({reason}), --seed {seed}", file=sys.stderr)
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
-        at_once = min(TEXTS_AT_ONCE, max(1, CHARACTERS_AT_ONCE // model.config.block_size))
-        for first in range(0, len(seeds), at_once):
-            generators = [
-                torch.Generator(device).manual_seed(s) for s in seeds[first : first + at_once]
-            ]
-            ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device).long()
-            ids = ids.expand(len(generators), -1)  # (B, T)
-            stream = model.generate(ids, sampling, generators, unwritten=vocabulary.unwritten)
-            with contextlib.closing(stream):
-                # A column holds the next character of each text.
-                columns = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
-                columns = itertools.islice(columns, writing.length)
-                # The first text is shown as it is written, the others after it.
-                for i, own in enumerate(itertools.tee(columns, len(generators))):
-                    print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
-                    text = []
-                    for character in until(stop, (column[i] for column in own)):
-                        text.append(character)
-                        print(show(character), end="", flush=True)
-                    if source is not None:
-                        written.append("".join(text))
-    finally:
-        print()
-    if source is not None:
-        print(describe_copies(written, source, writing.copied_from), file=sys.stderr)
-    return 0
+        try:
+            written = write(model, vocabulary, prompt, stop, writing.length, sampling, seeds)
+        finally:
+            print()
+        if source is not None:
+            print(describe_copies(written, source, writing.copied_from), file=sys.stderr)
+        return 0
+
+
+def write(
+    model: GPT,
+    vocabulary: Vocabulary,
+    prompt: str,
+    stop: str | None,
+    length: int,
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+) -> list[str]:
+    """Print a text for each seed, and return what was written after the prompt."""
+    show = harmless if sys.stdout.isatty() else str
+    written, device = [], model.head.weight.device
+    at_once = min(TEXTS_AT_ONCE, max(1, CHARACTERS_AT_ONCE // model.config.block_size))
+    for first in range(0, len(seeds), at_once):
+        generators = [
+            torch.Generator(device).manual_seed(s) for s in seeds[first : first + at_once]
+        ]
+        ids = vocabulary.encode(prompt or vocabulary.start)[None].to(device).long()
+        ids = ids.expand(len(generators), -1)  # (B, T)
+        stream = model.generate(ids, sampling, generators, unwritten=vocabulary.unwritten)
+        with contextlib.closing(stream):
+            # A column holds the next character of each text.
+            columns = (vocabulary.decode(next_ids.tolist()) for next_ids in stream)
+            columns = itertools.islice(columns, length)
+            # The first text is shown as it is written, the others after it.
+            for i, own in enumerate(itertools.tee(columns, len(generators))):
+                print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
+                text = []
+                for character in until(stop, (column[i] for column in own)):
+                    text.append(character)
+                    print(show(character), end="", flush=True)
+                written.append("".join(text))
+    return written
 
 
 def refuse_idle_flags(flags: Values) -> None:
     """Raise ValueError for flags that only change what is written."""
     for name in [*flags["sampling"], *flags["writing"]]:
-        if name not in ("score", "unknown", "device"):
+        if name not in ("score", "encoding", "unknown", "device"):
             raise ValueError(f"--score writes nothing, so leave out --{name}")
 
 
-def whole_text(path: str) -> str:
+def whole_text(path: str, encoding: str) -> str:
     """Return all that a file or folder holds, read as train.py reads it."""
-    return "".join(read_text([path], TextConfig()).blocks())
+    return "".join(read_text([path], TextConfig(encoding)).blocks())
 
 
 def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, str]:
@@ -160,7 +179,7 @@ def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, 
     Raises ValueError if there are some that are neither skipped nor stand for the unknown one, or
     if too little is left.
     """
-    text, note = whole_text(writing.score), ""
+    text, note = whole_text(writing.score, writing.encoding), ""
     known = vocabulary.known(text)
     if n_unknown := len(text) - len(known):
         what = "left out" if writing.unknown == "skip" else "taken for the unknown character"
@@ -201,7 +220,8 @@ def describe_copies(written: Sequence[str], source: str, name: str) -> str:
 def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
     """Return the text to continue, which may be empty."""
     if writing.prompt_file is not None:
-        return readable(read_file(writing.prompt_file), vocabulary, writing)
+        prompt = whole_text(writing.prompt_file, writing.encoding)
+        return readable(prompt, vocabulary, writing)
     return readable(unescape(writing.prompt or ""), vocabulary, writing)
 
 

@@ -11,7 +11,7 @@ from data.batches import (
     step_seed,
 )
 from data.catalogue import CATALOGUE
-from data.files import STANDARD_INPUT, read_file
+from data.files import STANDARD_INPUT
 from data.survey import LONG_COPY, count_copied, coverage, survey
 from data.text import Text, TextConfig, read_text
 from data.vocabulary import Vocabulary

@@ -124,12 +124,6 @@ def look_into(files: Sequence[tuple[str | bytes, bool]], encoding: str) -> Docum
     return Documents(tuple(found), n_binary, tuple(unknown))
 
 
-def read_file(path: str) -> str:
-    """Read one text file, in UTF-8 unless it shows that it is in another encoding."""
-    file = _held(path)
-    return "".join(Documents(((file, _encoding(file, "auto")),)).blocks(set(), "reading"))
-
-
 def name_of(paths: Sequence[str]) -> str:
     """Return a short name for a text, for the folder of its run."""
     if not paths:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from data import Text
+from data import Text, TextConfig, read_text
 from training import on_threads
 
 # Signals work in the processes that tests start, even if they themselves run in the background.
@@ -42,6 +42,11 @@ def _two_threads():
 def characters(text: Text) -> str:
     """All characters of a text."""
     return "".join(text.blocks())
+
+
+def read_file(path: str) -> str:
+    """All characters of a text in a file."""
+    return characters(read_text([path], TextConfig()))
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import characters
+from conftest import characters, read_file
 
 from data import (
     TextConfig,
@@ -20,7 +20,6 @@ from data import (
     evenly_spaced,
     fit_block_size,
     predicted_places,
-    read_file,
     read_in_order,
     read_text,
     read_windows,

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import characters
+from conftest import characters, read_file
 
 import data.files
-from data import TextConfig, Vocabulary, read_file, read_text
+from data import TextConfig, Vocabulary, read_text
 
 CHINESE = "今天天气很好，我们一起去公园散步。\n孩子们在草地上跑，老人坐在长椅上聊天。\n"
 TRADITIONAL = "今天天氣很好，我們一起去公園散步。孩子們在草地上跑，老人坐在長椅上聊天。"

@@ -1,7 +1,9 @@
 """What sample.py prints: the prompt and what the model writes after it."""
 
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +89,24 @@ def test_score_of_the_validation_part_is_that_of_the_run(trained, capsys, story)
     assert bits == pytest.approx(progress.best_loss / math.log(2), abs=6e-5)
     predicted = story[n_training + 1 :]
     assert per_byte * len(predicted.encode()) == pytest.approx(bits * len(predicted), rel=1e-4)
+
+
+def test_encoding_of_a_text_to_score_can_be_said(trained, capsys, story):
+    line = "Zoë sees Bo.\n"
+    Path("utf8.txt").write_text(20 * line, encoding="utf-8")
+    Path("other.txt").write_text(20 * line, encoding="cp1252")
+    expected = written(capsys, "--score", "utf8.txt")
+    assert written(capsys, "--score", "other.txt", "--encoding", "cp1252") == expected
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_gets_a_sentence(trained):
+    command = [sys.executable, sample.__file__, trained, "--length", "50"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("sample.py: the system says: No space left on device\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_score_leaves_out_unknown_characters_if_asked(trained, capsys, story):
