@@ -99,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         until_the_end.enter_context(bad_input_exits("compare.py"))
         arguments, flags = command_line().parse(argv)
         refuse_contradictions(flags)
-        _, _, text_config, train_config, _ = build(SECTIONS, flags)
+        # Whether the others fit, each preset decides.
+        common = ("text", "train", "budget")
+        text_config, train_config, _ = build(
+            {name: SECTIONS[name] for name in common}, {name: flags[name] for name in common}
+        )
         device, _ = choose_device(train_config.device)
         text = read_text(arguments.texts, text_config)
         if any(isinstance(file, bytes) for part in text.parts for file, _ in part.files):
@@ -107,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         describe_text(text)
         vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
         folder = Path(arguments.out or OUT / f"compare-{text.name}")
+        refuse_folder_in_text(folder, arguments.texts)
         jobs: dict[str, list[Job]] = {}
         for preset in arguments.presets:
             if preset in PRESETS or preset.endswith(".toml"):
@@ -209,6 +214,15 @@ def refuse_contradictions(flags: Values) -> None:
             )
 
 
+def refuse_folder_in_text(folder: Path, texts: Sequence[str]) -> None:
+    """Raise ValueError if what is written into a folder would become part of a text."""
+    inside = folder.resolve()
+    for text in texts:
+        # In a folder, what lies below out/ is no text.
+        if inside.is_relative_to(Path(text).resolve()) and not inside.is_relative_to(OUT.resolve()):
+            raise ValueError(f"{folder} is part of the text {text}; name another one with --out")
+
+
 def plan(
     preset: str,
     folder: Path,
@@ -225,7 +239,7 @@ def plan(
     model_config, optimizer_config, text_config, config, budget = build(SECTIONS, values, flags)
     if config.patience is not None:
         raise ValueError(f"{preset} sets patience, with which it may end before its budget does")
-    if text_config != build(SECTIONS, flags)[2]:
+    if "text" in values:
         raise ValueError(f"{preset} has a section [text], but all are compared on the same text")
     n_validation = text.n_characters - text.n_training
     block_size = fit_block_size(text.n_training, n_validation, model_config.block_size)
@@ -351,7 +365,9 @@ def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
         try:
             while process.poll() is None:
                 if stop.made:
-                    process.terminate()
+                    # Windows would end it at once; there, it is told of Ctrl-C as well.
+                    if os.name == "posix":
+                        process.terminate()
                     process.wait()
                 time.sleep(LOOK_SECONDS)
                 log = read_log(job.folder)
@@ -407,9 +423,9 @@ def show(
     simple = baselines(parts.training_ids, ids, targets, vocabulary)
     print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(sentences) + "\n")
     passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
-    page = as_page(f"Model sizes compared on {name}", rows, simple, passage, sentences, facts)
     # A file's name need not be UTF-8.
     write_whole(folder / "comparison.csv", as_csv(rows, simple).encode(errors="replace"))
+    page = as_page(f"Model sizes compared on {name}", rows, simple, passage, sentences, facts)
     write_whole(folder / "report.html", page.encode(errors="replace"))
     print(
         f"page:            {folder / 'report.html'}\nnumbers:         {folder / 'comparison.csv'}"

@@ -258,6 +258,23 @@ def test_bad_input_gets_a_sentence(book, trained_beside, story, capsys, words, s
     assert everything() == before
 
 
+def test_folder_in_the_text_is_refused(book, capsys):
+    Path("texts").mkdir()
+    Path(book).rename("texts/book.txt")
+    before = everything()
+    with pytest.raises(SystemExit) as error:
+        compare.main(["texts", "--presets", "tiny", "--out", "texts/sizes"])
+    assert error.value.code == 2
+    assert "texts/sizes is part of the text texts; name another" in capsys.readouterr().err
+    assert everything() == before
+
+
+def test_heads_need_to_fit_the_presets_only(book):
+    Path("five.toml").write_text("[model]\nn_layer = 1\nn_embd = 20\nblock_size = 8\n")
+    words = ["--chars", "600", "--batch_size", "4", "--device", "cpu", "--n_head", "5"]
+    assert compare.main([book, *words, "--presets", "five.toml"]) == 0
+
+
 def test_other_settings_are_refused(compared, capsys):
     with pytest.raises(SystemExit) as error:
         compare.main([*THREE, "--n_layer", "1"])
