@@ -71,6 +71,8 @@ class Progress:
     loss_count: int = 0
     # The windows that went through the model at once after memory had run out.
     windows: int | None = None
+    # The steps between evaluations, as planned.
+    eval_interval: int | None = None
 
     def __post_init__(self):
         evaluated = self.step if self.evaluated_step is None else self.evaluated_step
@@ -78,8 +80,10 @@ class Progress:
             raise ValueError("its steps contradict each other")
         if self.loss_count < 0 or (self.best_loss is None and self.best_step > 0):
             raise ValueError("its losses contradict each other")
-        if self.windows is not None and self.windows < 1:
-            raise ValueError(f"windows is {self.windows}; it must be at least 1")
+        for name in ("windows", "eval_interval"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass
@@ -362,7 +366,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _sync(descriptor: int) -> None:
     """Wait until a file is on the disk itself, not in a cache of the disk's, as far as possible."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, but for some network file systems
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)

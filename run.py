@@ -157,13 +157,17 @@ class Run:
 def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     """Set up a new run, saying what was decided and why."""
     preset, preset_reason = arguments.preset or "auto", "as asked"
-    chosen = {} if preset == "auto" else load_preset(preset, SECTIONS)
-    _, _, text_config, _ = build(SECTIONS, chosen, flags)
+    is_auto = preset == "auto"
+    if is_auto:
+        # Whether the others fit, a preset decides, and the text which one that is.
+        (text_config,) = build({"text": TextConfig}, {"text": flags["text"]})
+    else:
+        chosen = load_preset(preset, SECTIONS)
+        _, _, text_config, _ = build(SECTIONS, chosen, flags)
     if arguments.out is not None and not arguments.dry_run:
         refuse_to_overwrite(Path(arguments.out))
     text = read_text(arguments.texts, text_config)
     n_characters = text.n_characters
-    is_auto = preset == "auto"
     if is_auto:
         device, _ = choose_device(flags["train"].get("device", "auto"))
         preset, preset_reason = choose_preset(device, text.n_training)

@@ -58,6 +58,8 @@ from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bit
 SAMPLE_LENGTH = 200
 # The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
 DRAWING_SECONDS = 2.0
+# A run of more steps could not be saved: no whole number among its settings is above 2^31.
+MOST_STEPS = 2**30
 # A text that is read more often has no secrets left, even with dropout.
 BY_HEART = 200
 
@@ -93,8 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # A folder that cannot be written is found out now, and not after an hour.
                 run.save(LAST)
             else:
+                # Since the last evaluation, nobody has looked at the clock.
+                steps = run.progress.step - (run.progress.evaluated_step or 0)
+                run.seconds_before += steps * pace.step
                 # Lines after the last save come anew.
                 write_log(run.folder, run.log)
+                if run.config.max_steps != run.max_steps_before:
+                    # From now on the new plan holds, and not only from the next save on.
+                    run.save(LAST)
         # What training says may get lost; what it has learned must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
@@ -154,7 +162,8 @@ class Pace:
     def steps_until(self, deadline: float, eval_interval: float) -> int:
         """Return how many steps, with their evaluations and one at the end, fit before a time."""
         left = deadline - time.perf_counter() - self.evaluation / 2
-        return max(1, int(left / (self.step + self.evaluation / eval_interval)))
+        steps = left / (self.step + self.evaluation / eval_interval)
+        return max(1, int(min(steps, MOST_STEPS)))
 
     def duration(self, steps: int, eval_interval: float) -> float:
         """Return how long steps take, with their evaluations and one at the end."""
@@ -213,7 +222,7 @@ def characters_in_step(run: Run) -> int:
 
 def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     """Fix how many steps there will be and when to evaluate, and say what to expect."""
-    config, start = run.config, run.progress.step
+    config, progress, start = run.config, run.progress, run.progress.step
     steps = config.max_steps - start
     if deadline is not None:
         steps = pace.steps_until(deadline, eval_interval=math.inf)
@@ -221,6 +230,10 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     about = ""
     if deadline is not None:
         about, steps = "about ", pace.steps_until(deadline, interval)
+    elif progress.eval_interval and config.max_steps == run.max_steps_before:
+        # What goes on as it was planned is evaluated as it was planned, too.
+        interval = pace.asked_interval or progress.eval_interval
+    progress.eval_interval = interval
     times = steps * characters_in_step(run) / len(run.training_ids)
     print(
         f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
@@ -244,7 +257,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
             f"schedule max_steps {before:,} becomes {now:,}: at step {start:,} the learning rate "
             f"is {shares[1]:.0%} of its highest instead of {shares[0]:.0%}"
         )
-    return replace(config, max_steps=now, minutes=None, eval_interval=interval)
+    return replace(config, max_steps=now, minutes=None)
 
 
 def foretell(run: Run, pace: Pace, ready_after: float) -> None:
@@ -255,7 +268,7 @@ def foretell(run: Run, pace: Pace, ready_after: float) -> None:
     began = time.perf_counter()
     said = describe_baselines(run)
     ends_in = time.perf_counter() - began
-    training = pace.duration(run.config.max_steps - run.progress.step, run.config.eval_interval)
+    training = pace.duration(run.config.max_steps - run.progress.step, run.progress.eval_interval)
     print(
         f"time     about {duration(ready_after + training + ends_in)} in all: "
         f"{duration(ready_after)} to begin, {duration(training)} of training, {duration(ends_in)} "
@@ -298,7 +311,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     )
     with bar, StopRequest() as stop:
         for step in itertools.count(start):
-            progress.step, interval = step, run.config.eval_interval
+            progress.step, interval = step, progress.eval_interval
             # Where the interval has just grown, its next multiple may be too near.
             since = step - (progress.evaluated_step or -interval)
             due = step % interval == 0 and since >= interval / 4
@@ -346,7 +359,7 @@ def correct_plan(
     end: the rehearsal may have been slow by chance, and then evaluations become rarer, too.
     """
     step, config = run.progress.step, run.config
-    at_end, interval = step == config.max_steps, config.eval_interval
+    at_end, interval = step == config.max_steps, run.progress.eval_interval
     early = at_end and deadline - time.perf_counter() > 0.1 * training
     young = taken >= 8 and taken.bit_count() == 1
     if not (early or young or (evaluates and not at_end)):
@@ -354,8 +367,8 @@ def correct_plan(
     pace.step = training / taken
     steps = pace.steps_until(deadline - evaluates * pace.evaluation, interval)
     if early or young:
-        interval = max(interval, pace.eval_interval(steps))
-    run.config = replace(config, max_steps=step + steps, eval_interval=interval)
+        run.progress.eval_interval = max(interval, pace.eval_interval(steps))
+    run.config = replace(config, max_steps=step + steps)
 
 
 def finite(loss: float) -> float:
@@ -485,9 +498,10 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
             file=sys.stderr,
         )
         return 1
-    stopped, more = False, f" --max_steps {2 * step}"
-    if step < max_steps and out_of_patience(run):
-        more = f" --patience {2 * run.config.patience}"
+    patience = f" --patience {2 * run.config.patience}" if out_of_patience(run) else ""
+    stopped, more = False, f" --max_steps {2 * step}{patience}"
+    if step < max_steps and patience:
+        more = patience
         print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
     elif step < max_steps:
         stopped, more = True, ""

@@ -32,6 +32,14 @@ from model import GPT, GPTConfig
 from optimizer import OptimizerConfig, make_optimizers
 
 
+def test_file_is_synced_where_the_disks_own_cache_cannot_be(monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    # No file system knows this one, as some do not know that of macOS.
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 2**20, raising=False)
+    checkpoint.write_whole(Path("a"), b"whole")
+    assert Path("a").read_bytes() == b"whole"
+
+
 def make_checkpoint() -> Checkpoint:
     vocabulary = Vocabulary.of('naïve 李雷\n\0"\\')
     model = GPT(GPTConfig(4, 1, 1, 4), len(vocabulary))

@@ -17,7 +17,8 @@ import torch
 from conftest import SMALL
 
 import train
-from checkpoint import BEST, LAST, LOG, Progress, load_checkpoint, read_log
+from checkpoint import BEST, LAST, LOG, Progress, load_checkpoint, read_log, save_checkpoint
+from config import TOO_LARGE
 from data import Vocabulary
 from run import choose_preset
 
@@ -28,6 +29,12 @@ def log(run: str) -> list[dict]:
 
 def weights(run: str) -> dict:
     return safetensors.torch.load_file(Path(run, LAST))
+
+
+def test_heads_need_to_fit_the_preset_only(story):
+    Path("long.txt").write_text(5 * story, encoding="utf-8")
+    # Of so long a text, auto takes mini, 80 wide; 5 heads do not fit the width of small.
+    assert train.main(["long.txt", "--n_head", "5", "--device", "cpu", "--dry_run"]) == 0
 
 
 @pytest.mark.usefixtures("_as_users_run")
@@ -131,6 +138,15 @@ def test_run_that_is_out_of_patience_by_chance_perhaps_is_told_how_to_go_on(nois
     assert "python train.py --resume out/book-tiny --patience 2\n" in capsys.readouterr().out
 
 
+def test_run_that_is_out_of_patience_at_its_end_is_told_so(book, capsys):
+    # The first step is the best that such a rate allows.
+    words = ["--max_steps", "2", "--eval_interval", "1", "--learning_rate", "9", "--patience", "1"]
+    assert train.main([book, *SMALL, *words]) == 0
+    more = ["--resume", "out/book-tiny", "--max_steps", "4", "--patience", "2"]
+    assert f"go on with it:  python train.py {' '.join(more)}\n" in capsys.readouterr().out
+    assert train.main(more) == 0
+
+
 @pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
     ("words", "sent", "code"),
@@ -219,6 +235,35 @@ def test_finished_run_goes_on_when_told_to(book, capsys, end, logged):
     assert f"\nread since step {end}: {4 * 8 * (42 - end)} characters in " in printed
 
 
+def test_longer_run_is_evaluated_as_rarely_as_a_new_one(book):
+    assert train.main([book, *SMALL, "--max_steps", "20"]) == 0
+    assert train.main(["--resume", "out/book-tiny", "--max_steps", "2000"]) == 0
+    assert len(log("out/book-tiny")) < 30
+
+
+def test_new_plan_of_a_resumed_run_holds_before_its_first_save(trained, monkeypatch):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    # The bar is the first thing that training makes.
+    monkeypatch.setattr(train, "tqdm", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--resume", trained, "--max_steps", "50"])
+    saved = load_checkpoint(Path(trained, LAST))
+    assert (saved.progress.step, saved.settings["train"]["max_steps"]) == (20, 50)
+
+
+def test_steps_after_the_last_evaluation_have_taken_time(trained):
+    last = Path(trained, LAST)
+    saved = load_checkpoint(last)
+    saved.progress.step, saved.progress.evaluated_step = 100_000, 20
+    save_checkpoint(last, saved)
+    began = time.perf_counter()
+    assert train.main(["--resume", trained, "--max_steps", "100001"]) == 0
+    # What was not evaluated was far more than what was done since.
+    assert log(trained)[-1]["seconds"] > time.perf_counter() - began
+
+
 def test_run_goes_on_when_its_text_has_moved(trained, book):
     os.rename(book, "moved.txt")
     assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0
@@ -230,6 +275,11 @@ def test_minutes_are_kept_with_the_decay_included(book):
     assert 3 < time.perf_counter() - began < 12
     saved = load_checkpoint(Path("out/book-tiny", LAST))
     assert saved.progress.step == saved.settings["train"]["max_steps"]
+
+
+def test_more_minutes_than_a_run_can_have_become_fewer_steps():
+    pace = train.Pace(step=1e-3, evaluation=1e-3)
+    assert 0 < pace.steps_until(math.inf, eval_interval=math.inf) < TOO_LARGE
 
 
 def test_minutes_are_kept_even_if_the_rehearsal_was_slow(book, monkeypatch):
