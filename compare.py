@@ -41,7 +41,7 @@ from data import Text, TextConfig, Vocabulary, baselines, fit_block_size, read_t
 from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
 from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
-from run import CHANGEABLE, describe_text, settings_of
+from run import CHANGEABLE, build_all_but_model, describe_text, settings_of
 from run import SECTIONS as RUN_SECTIONS
 from training import EVALUATED_CHARACTERS
 
@@ -99,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         until_the_end.enter_context(bad_input_exits("compare.py"))
         arguments, flags = command_line().parse(argv)
         refuse_contradictions(flags)
-        # Whether the others fit, each preset decides.
-        common = ("text", "train", "budget")
-        text_config, train_config, _ = build(
-            {name: SECTIONS[name] for name in common}, {name: flags[name] for name in common}
-        )
+        _, text_config, train_config, _ = build_all_but_model(SECTIONS, flags)
         device, _ = choose_device(train_config.device)
         text = read_text(arguments.texts, text_config)
         if any(isinstance(file, bytes) for part in text.parts for file, _ in part.files):
@@ -111,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         describe_text(text)
         vocabulary = Vocabulary.of_counts(text.counts, text_config.min_count)
         folder = Path(arguments.out or OUT / f"compare-{text.name}")
-        refuse_folder_in_text(folder, arguments.texts)
+        refuse_folder_in_text(folder, [*arguments.texts, *filter(None, [text_config.val_text])])
         jobs: dict[str, list[Job]] = {}
         for preset in arguments.presets:
             if preset in PRESETS or preset.endswith(".toml"):
@@ -215,12 +211,14 @@ def refuse_contradictions(flags: Values) -> None:
 
 
 def refuse_folder_in_text(folder: Path, texts: Sequence[str]) -> None:
-    """Raise ValueError if what is written into a folder would become part of a text."""
-    inside = folder.resolve()
-    for text in texts:
-        # In a folder, what lies below out/ is no text.
-        if inside.is_relative_to(Path(text).resolve()) and not inside.is_relative_to(OUT.resolve()):
-            raise ValueError(f"{folder} is part of the text {text}; name another one with --out")
+    """Raise ValueError if a folder lies in that of a text, of which it would become a part."""
+    inside, out = folder.resolve(), OUT.resolve()
+    for text in map(Path, texts):
+        around = text.resolve()
+        # What lies below out/ is no text, unless one is named there.
+        apart = inside.is_relative_to(out) and not around.is_relative_to(out)
+        if inside.is_relative_to(around) and not apart:
+            raise ValueError(f"{folder} lies in the text {text}; name another folder with --out")
 
 
 def plan(
@@ -239,7 +237,7 @@ def plan(
     model_config, optimizer_config, text_config, config, budget = build(SECTIONS, values, flags)
     if config.patience is not None:
         raise ValueError(f"{preset} sets patience, with which it may end before its budget does")
-    if "text" in values:
+    if text_config != build_all_but_model(SECTIONS, flags)[1]:
         raise ValueError(f"{preset} has a section [text], but all are compared on the same text")
     n_validation = text.n_characters - text.n_training
     block_size = fit_block_size(text.n_training, n_validation, model_config.block_size)

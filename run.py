@@ -27,7 +27,7 @@ from checkpoint import (
     restore_optimizers,
     save_checkpoint,
 )
-from config import Values, build, load_preset
+from config import Sections, Values, build, load_preset
 from config.hardware import Device, Precision, choose_device, choose_precision, to_device
 from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, coverage, fit_block_size, read_text
 from model import GPT, GPTConfig
@@ -159,8 +159,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     preset, preset_reason = arguments.preset or "auto", "as asked"
     is_auto = preset == "auto"
     if is_auto:
-        # Whether the others fit, a preset decides, and the text which one that is.
-        (text_config,) = build({"text": TextConfig}, {"text": flags["text"]})
+        _, text_config, _ = build_all_but_model(SECTIONS, flags)
     else:
         chosen = load_preset(preset, SECTIONS)
         _, _, text_config, _ = build(SECTIONS, chosen, flags)
@@ -218,6 +217,12 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
             print(f"         {hint}")
     start = Checkpoint(model, vocabulary, {}, {}, average=copy.deepcopy(model))
     return assemble(folder, arguments.texts, text, start, optimizer_config, text_config, config)
+
+
+def build_all_but_model(sections: Sections, flags: Values) -> list[Any]:
+    """Make all settings but those of the model: whether they fit, a preset decides later."""
+    names = [name for name in sections if name != "model"]
+    return build({name: sections[name] for name in names}, {name: flags[name] for name in names})
 
 
 def refuse_to_overwrite(folder: Path) -> None:

@@ -69,6 +69,7 @@ class WritingConfig:
             raise ValueError("stop is empty; it must be at least one character")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
+        TextConfig(self.encoding)  # it says which there are
 
 
 # Texts are written side by side, so that each weight is read once for all of them: 64 with a
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The seeds follow one another, so any of the texts can be had again by itself.
         seeds = range(seed, seed + writing.num_samples)
         try:
-            written = write(model, vocabulary, prompt, stop, writing.length, sampling, seeds)
+            texts = write(model, vocabulary, prompt, stop, writing.length, sampling, seeds)
+            written = [text for text in texts if source is not None]
         finally:
             print()
         if source is not None:
@@ -134,10 +136,10 @@ def write(
     length: int,
     sampling: SamplingConfig,
     seeds: Sequence[int],
-) -> list[str]:
-    """Print a text for each seed, and return what was written after the prompt."""
+) -> Iterator[str]:
+    """Print a text for each seed, and yield what was written after the prompt."""
     show = harmless if sys.stdout.isatty() else str
-    written, device = [], model.head.weight.device
+    device = model.head.weight.device
     at_once = min(TEXTS_AT_ONCE, max(1, CHARACTERS_AT_ONCE // model.config.block_size))
     for first in range(0, len(seeds), at_once):
         generators = [
@@ -157,8 +159,7 @@ def write(
                 for character in until(stop, (column[i] for column in own)):
                     text.append(character)
                     print(show(character), end="", flush=True)
-                written.append("".join(text))
-    return written
+                yield "".join(text)
 
 
 def refuse_idle_flags(flags: Values) -> None:
@@ -218,7 +219,7 @@ def describe_copies(written: Sequence[str], source: str, name: str) -> str:
 
 
 def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
-    """Return the text to continue, which may be empty."""
+    """Return the text to continue, empty if none is given."""
     if writing.prompt_file is not None:
         prompt = whole_text(writing.prompt_file, writing.encoding)
         return readable(prompt, vocabulary, writing)

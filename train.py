@@ -58,7 +58,7 @@ from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bit
 SAMPLE_LENGTH = 200
 # The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
 DRAWING_SECONDS = 2.0
-# A run of more steps could not be saved: no whole number among its settings is above 2^31.
+# Among settings that are read, whole numbers are below 2^31.
 MOST_STEPS = 2**30
 # A text that is read more often has no secrets left, even with dropout.
 BY_HEART = 200
@@ -96,12 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.save(LAST)
             else:
                 # Since the last evaluation, nobody has looked at the clock.
-                steps = run.progress.step - (run.progress.evaluated_step or 0)
-                run.seconds_before += steps * pace.step
+                step, evaluated = run.progress.step, run.progress.evaluated_step or 0
+                usual = run.seconds_before / evaluated if evaluated else pace.step
+                run.seconds_before += (step - evaluated) * usual
                 # Lines after the last save come anew.
                 write_log(run.folder, run.log)
                 if run.config.max_steps != run.max_steps_before:
-                    # From now on the new plan holds, and not only from the next save on.
+                    # It goes on to these many steps, even if it is killed before its next save.
                     run.save(LAST)
         # What training says may get lost; what it has learned must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))

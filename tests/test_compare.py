@@ -260,13 +260,14 @@ def test_bad_input_gets_a_sentence(book, trained_beside, story, capsys, words, s
 
 def test_folder_in_the_text_is_refused(book, capsys):
     Path("texts").mkdir()
-    Path(book).rename("texts/book.txt")
+    shutil.copy(book, "texts")
     before = everything()
-    with pytest.raises(SystemExit) as error:
-        compare.main(["texts", "--presets", "tiny", "--out", "texts/sizes"])
-    assert error.value.code == 2
-    assert "texts/sizes is part of the text texts; name another" in capsys.readouterr().err
-    assert everything() == before
+    for words in ["texts"], [book, "--val_text", "texts"]:
+        with pytest.raises(SystemExit) as error:
+            compare.main([*words, "--presets", "tiny", "--out", "texts/sizes"])
+        assert error.value.code == 2
+        assert "texts/sizes lies in the text texts; name another" in capsys.readouterr().err
+        assert everything() == before
 
 
 def test_heads_need_to_fit_the_presets_only(book):
