@@ -22,8 +22,6 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     try:
         code = main()
-    except SystemExit as stopped:
-        code = stopped.code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
