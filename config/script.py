@@ -22,6 +22,8 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     try:
         code = main()
+    except SystemExit as stopped:
+        code = stopped.code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
