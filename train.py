@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import BEST, CURVE, LAST, Progress, find_run, lock_run, write_log, write_whole
-from config import SettingsParser
+from config import TOO_LARGE, SettingsParser
 from config.hardware import peak_memory, ran_out_of_memory
 from config.script import (
     StopRequest,
@@ -58,8 +58,8 @@ from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bit
 SAMPLE_LENGTH = 200
 # The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
 DRAWING_SECONDS = 2.0
-# Among settings that are read, whole numbers are below 2^31.
-MOST_STEPS = 2**30
+# With as many before them, their number can still be read as a setting.
+MOST_STEPS = TOO_LARGE // 2
 # A text that is read more often has no secrets left, even with dropout.
 BY_HEART = 200
 
