@@ -92,8 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 until_the_end.enter_context(lock_run(run.folder))
                 refuse_to_overwrite(run.folder)
-                # A folder that cannot be written is found out now, and not after an hour.
-                run.save(LAST)
             else:
                 # Since the last evaluation, nobody has looked at the clock.
                 step, evaluated = run.progress.step, run.progress.evaluated_step or 0
@@ -101,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.seconds_before += (step - evaluated) * usual
                 # Lines after the last save come anew.
                 write_log(run.folder, run.log)
-                if run.config.max_steps != run.max_steps_before:
-                    # It goes on to these many steps, even if it is killed before its next save.
-                    run.save(LAST)
+            # A folder that cannot be written is found out now, and not after an hour; and what the
+            # command line changed holds, even if the run is killed before its next save.
+            run.save(LAST)
         # What training says may get lost; what it has learned must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))

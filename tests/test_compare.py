@@ -88,11 +88,13 @@ def test_comparison(compared, capsys):
 
 def test_what_is_trained_is_not_trained_again(compared, capsys):
     before = table()
-    files = {path: path.stat().st_mtime_ns for path in compared.rglob("*.safetensors")}
+    # What has failed is tried again.
+    trained = [path for path in compared.rglob("*.safetensors") if "wild" not in str(path)]
+    saved_at = [path.stat().st_mtime_ns for path in trained]
     (compared / "comparison.csv").unlink()
     assert compare.main(THREE) == 0
     assert table() == before
-    assert {path: path.stat().st_mtime_ns for path in compared.rglob("*.safetensors")} == files
+    assert [path.stat().st_mtime_ns for path in trained] == saved_at
     printed = capsys.readouterr().out
     assert "| tiny " in printed
     assert "wild-4000chars-seed1 failed: at step" in printed

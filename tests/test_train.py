@@ -241,16 +241,18 @@ def test_longer_run_is_evaluated_as_rarely_as_a_new_one(book):
     assert len(log("out/book-tiny")) < 30
 
 
-def test_new_plan_of_a_resumed_run_holds_before_its_first_save(trained, monkeypatch):
+def test_what_a_resumed_run_changes_holds_before_its_next_save(trained, monkeypatch):
     def interrupt(**_):
         raise KeyboardInterrupt
 
     # The bar is the first thing that training makes.
     monkeypatch.setattr(train, "tqdm", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(["--resume", trained, "--max_steps", "50"])
+    for words in (["--max_steps", "50"], ["--patience", "5"]):
+        with pytest.raises(KeyboardInterrupt):
+            train.main(["--resume", trained, *words])
     saved = load_checkpoint(Path(trained, LAST))
-    assert (saved.progress.step, saved.settings["train"]["max_steps"]) == (20, 50)
+    settings = saved.settings["train"]
+    assert (saved.progress.step, settings["max_steps"], settings["patience"]) == (20, 50, 5)
 
 
 def test_steps_after_the_last_evaluation_have_taken_time(trained):
