@@ -61,8 +61,8 @@ OWN_ADVICE = "to compare anew, name another folder with --out"
 class BudgetConfig:
     """What each run is given instead of --minutes, and how many runs a preset has."""
 
-    chars: Annotated[float | None, "train on so many characters instead of --minutes"] = None
-    flops: Annotated[float | None, "train for so many floating-point operations instead"] = None
+    chars: Annotated[float | None, "characters to train on, instead of --minutes"] = None
+    flops: Annotated[float | None, "floating-point operations to train for, instead"] = None
     seeds: Annotated[int, "runs of each preset, with --seed and those that follow it"] = 1
 
     def __post_init__(self):

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from graphs import Recorded
 
-# The last character attends to this many keys, or two, three, ... times as many, and not always to
-# those of a whole context: reading those of 64 texts takes half of the time of `base`.
+# When writing, attention reads a multiple of this many keys, not always those of a whole context:
+# for 64 texts, that would take half of the time of `base`.
 KEYS_MULTIPLE = 64
 # On a CPU, rows of scores shorter than a vector register (of AVX-512) are taken number by number:
 # for the 8 keys of `tiny`, a softmax then takes twelve times as long as one down columns that lie
@@ -106,7 +106,7 @@ def attention(
     B, H, T, D = query.shape
     S = key.size(2)
     if query.is_cuda:
-        # The fused kernels of a GPU keep the scores out of memory. (That of a CPU is slower.)
+        # A GPU's fused kernels never store the scores. (The CPU's kernel is slower than this.)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )
@@ -137,7 +137,8 @@ def drop(x: Tensor, p: float) -> Tensor:
     """Set a share p of the elements to zero and scale up the rest to the same mean: dropout.
 
     On a CPU torch draws each of them by itself, which takes longer than all else in a step of
-    `base`. Here, every mask is cut from a random place of a long one that is drawn once for a seed.
+    `base`. Here, every mask is cut from a random place of a long one that is drawn once for a seed,
+    and so once for a step.
     """
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
@@ -150,7 +151,7 @@ def drop(x: Tensor, p: float) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def long_mask(seed: int, length: int, p: float, dtype: torch.dtype) -> Tensor:
     """Return random factors for dropout; a share p of them, to the nearest 1/256, is 0."""
-    # Of its own, so that the result does not depend on what else was drawn.
+    # A generator of its own, so that the result does not depend on what else was drawn.
     generator = torch.Generator().manual_seed(seed)
     words = torch.empty(math.ceil(length / 8), dtype=torch.int64)
     words.random_(-(2**63), None, generator=generator)
@@ -335,10 +336,10 @@ class GPT(nn.Module):
         caches = self.empty_caches(len(ids))
         start = torch.zeros((), dtype=torch.long, device=device)
 
-        # A recording is of one shape. There are few of them, because S is a rounded number.
+        # A recording has fixed shapes; as S is rounded up, there are few of them.
         @functools.cache
         def reader(T: int, S: int) -> Recorded:
-            """Return what reads ids (B, T) from the start on and attends to S positions."""
+            """Return what reads ids (B, T) at the positions from `start` on, out of S."""
             visible, offsets = [cache.first(S) for cache in caches], torch.arange(T, device=device)
             return Recorded(lambda ids: self(ids, start + offsets, visible)[:, -1], device)
 
@@ -352,10 +353,11 @@ class GPT(nn.Module):
                 if window.size(1) > block_size:
                     window, n_read = window[:, -((block_size + 1) // 2) :], 0
                 if cached:
-                    unread, T = window[:, n_read:], window.size(1)
-                    S = min(math.ceil(T / KEYS_MULTIPLE) * KEYS_MULTIPLE, block_size)
+                    length = window.size(1)
+                    S = min(math.ceil(length / KEYS_MULTIPLE) * KEYS_MULTIPLE, block_size)
                     start.fill_(n_read)
-                    logits, n_read = reader(T - n_read, S)(unread), T  # (B, V)
+                    logits = reader(length - n_read, S)(window[:, n_read:])  # (B, V)
+                    n_read = length
                 else:
                     logits = self(window)[:, -1]  # (B, V)
                 next_ids = draw(logits + forbidden, sampling, noise)
@@ -365,7 +367,7 @@ class GPT(nn.Module):
             self.train(was_training)
 
     def count_parameters(self) -> tuple[int, int]:
-        """Return how many parameters there are: in total, and without embeddings and head."""
+        """Return how many parameters there are: in total, and in the blocks."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total, sum(parameter.numel() for parameter in self.blocks.parameters())
 
@@ -385,7 +387,7 @@ def exponential_noise(
 def draw(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """Draw one id (B,) from each row of logits (B, V); noise (B, V) is exponentially distributed.
 
-    Of clocks that ring at random with rates p, each is the first to ring with probability p.
+    noise / p is a waiting time with rate p, and the shortest of them with probability p.
     """
     # So close to 0, dividing by the temperature would overflow.
     if sampling.temperature < 1e-4:

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-MOMENTUM_WARMUP = 300
-# What a step makes of a higher rate may be no number in float32 any more.
+# In its first steps, Muon's momentum rises by this much.
+MOMENTUM_WARMUP, MOMENTUM_RISE = 300, 0.1
+# With a higher rate, a step may overflow float32.
 LARGEST = 1e30
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights are moved."""
+    """How the weights are updated."""
 
     optimizer: Annotated[
         Literal["muon", "adamw"], "muon: for the blocks' matrices, adamw for the rest"
@@ -47,7 +48,7 @@ class OptimizerConfig:
         for name in ("weight_decay", "muon_weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name, lowest in [("muon_momentum", 0.1), ("beta1", 0.0), ("beta2", 0.0)]:
+        for name, lowest in [("muon_momentum", MOMENTUM_RISE), ("beta1", 0.0), ("beta2", 0.0)]:
             value = getattr(self, name)
             if not lowest <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be from {lowest:g} to below 1")
@@ -57,7 +58,7 @@ def as_one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Move parameters into one vector, one after another, and return it.
 
     What is done to the vector is done to all of them, in one operation instead of one for each: a
-    step of `tiny` takes 0.9 of the time. What was their memory before no longer is.
+    step of `tiny` takes 0.9 of the time. Their memory of before is left behind.
     """
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
     for parameter, part in zip(parameters, parts_of(vector, parameters), strict=True):
@@ -74,7 +75,7 @@ def parts_of(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]
 class Optimizer:
     """Parameters in groups, each a vector with settings of its own, and what is remembered of them.
 
-    It stands for torch.optim.Optimizer: making one of those imports torch's compiler, which takes
+    It replaces torch.optim.Optimizer: making one of those imports torch's compiler, which takes
     longer than everything else that happens before the first step.
     """
 
@@ -198,7 +199,7 @@ def orthogonalize(batches: Sequence[Tensor]) -> list[Tensor]:
         X = torch.cat([flat[i] for i in indices])
         X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
         for _ in range(5):
-            A = X @ X.mT
+            A = X @ X.mT  # X becomes a X + (b A + c A A) X
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
         for i, batch in zip(indices, X.split([len(flat[i]) for i in indices]), strict=True):
             directions[i] = batch if flat[i] is batches[i] else batch.mT
@@ -211,8 +212,8 @@ def make_optimizers(
     """Return the optimizers that share the parameters of a model between them.
 
     Muon moves the matrices inside the blocks, AdamW the rest: other matrices and embeddings with
-    weight decay, biases and norms, which only shift and scale, without. The weights move to
-    vectors: of two such lists for one model, only the newer one moves it.
+    weight decay, biases and norms, which only shift and scale, without. The weights are
+    brought into vectors: optimizers made for the model earlier no longer update it.
     """
     with_muon, decaying, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -256,11 +257,11 @@ def set_schedule(
     """Give every parameter group the learning rate, and Muon the momentum, of a step."""
     share = schedule(step, max_steps, config)
     # Young gradients are soon out of date, so at first the mean forgets faster.
-    youth = max(0.0, 1 - step / MOMENTUM_WARMUP)
+    to_rise = MOMENTUM_RISE * max(0.0, 1 - step / MOMENTUM_WARMUP)
     for optimizer in optimizers:
         highest, groups = config.learning_rate, optimizer.param_groups
         if isinstance(optimizer, Muon):
             highest = config.muon_learning_rate
-            groups[0]["mu"].fill_(config.muon_momentum - 0.1 * youth)
+            groups[0]["mu"].fill_(config.muon_momentum - to_rise)
         for group in groups:
             group["lr"].fill_(highest * share)

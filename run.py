@@ -68,7 +68,7 @@ class TrainConfig:
 
 # With more of the text unknown, what is learned of the rest is worth little.
 MANY_UNKNOWN = 0.02
-# In runs of about so many readings without dropout, on a CPU, what `auto` chooses was at its best
+# In runs of about this many readings without dropout, on a CPU, what `auto` chooses was at its best
 # after 3 to 28, on 14 stretches of 3,000 to 300,000 characters in English, Chinese and Python.
 ENOUGH_READINGS = 30
 
@@ -109,21 +109,21 @@ class Run:
     seconds_before: float = 0.0
     # The best model, until it is on disk.
     unsaved_best: Checkpoint | None = None
-    # The step of last.safetensors, and when a newer one was last tried.
+    # The step of last.safetensors.
     saved_step: int = 0
-    saved_at: float = 0.0
-    # When the picture of its losses was drawn.
-    drawn_at: float = 0.0
     # What a resumed run was to take in all when it was saved.
     max_steps_before: int | None = None
 
-    def save(self, name: str) -> None:
-        """Write the best model, if there is a new one, or last.safetensors, all to go on with."""
-        if name == LAST:
-            save_checkpoint(self.folder / LAST, self.checkpoint())
-        elif self.unsaved_best is not None:
+    def save_best(self) -> None:
+        """Write best.safetensors, if there is a new best model."""
+        if self.unsaved_best is not None:
             save_checkpoint(self.folder / BEST, self.unsaved_best)
             self.unsaved_best = None
+
+    def save_last(self) -> None:
+        """Write last.safetensors, with all that it takes to go on."""
+        save_checkpoint(self.folder / LAST, self.checkpoint())
+        self.saved_step = self.progress.step
 
     def checkpoint(self) -> Checkpoint:
         """Return all that last.safetensors holds."""
@@ -253,7 +253,11 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     _, optimizer_config, text_config, config = build(
         SECTIONS, {name: asdict(section) for name, section in saved.items()}, flags
     )
-    step, evaluated = checkpoint.progress.step, checkpoint.progress.evaluated_step
+    progress = checkpoint.progress
+    step, evaluated = progress.step, progress.evaluated_step
+    # Where only last.safetensors was brought along, the best model is one to come.
+    if not (folder / BEST).exists():
+        progress.best_loss, progress.best_step = None, 0
     if config.minutes is None and config.max_steps <= step:
         raise ValueError(
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
@@ -288,11 +292,10 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     # Before the first step there is nothing to remember, and older versions saved nothing of it.
     if step:
         restore_optimizers(run.model, run.optimizers, checkpoint.optimizer)
-    # Lines after the last save come anew.
+    # Steps after the last save are made again, and so are their lines.
     if evaluated is not None:
         run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
         run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
-    run.saved_step = step
     run.max_steps_before = saved["train"].max_steps
     if out_of_patience(run):
         raise ValueError(
@@ -334,7 +337,7 @@ def assemble(
     to_device(model, device)
     total, in_blocks = model.count_parameters()
     print(
-        f"model    {total:,} parameters, {in_blocks:,} without embeddings and head; "
+        f"model    {total:,} parameters, {in_blocks:,} in the blocks; "
         f"it looks back {model.config.block_size} characters"
     )
     print(
@@ -362,7 +365,7 @@ def assemble(
 
 
 def choose_preset(device: torch.device, n_training: int) -> tuple[str, str]:
-    """Return the preset that suits a device and so many characters to train on, and the reason."""
+    """Return the preset that suits a device and the characters to train on, and the reason."""
     # Below that, `tiny` was ahead of `mini` on four stretches of five, by 0.1 to 0.3 nats.
     if n_training < 20_000:
         return "tiny", "for so short a text, a larger model is worse"
@@ -418,11 +421,11 @@ def step_function(run: Run) -> Callable[[int, int], Tensor]:
 
 
 def out_of_patience(run: Run) -> bool:
-    """Tell whether so many evaluations brought no gain that the run is to stop."""
+    """Tell whether the last `patience` evaluations brought no gain, so that the run stops."""
     patience = run.config.patience
     return patience is not None and len(evaluations_since_best(run)) >= patience
 
 
 def evaluations_since_best(run: Run) -> list[dict[str, Any]]:
     """Return the lines of the log after that of the best evaluation."""
-    return [line for line in run.log if line["step"] > run.progress.best_step]
+    return [line for line in run.log if 0 < run.progress.best_step < line["step"]]

@@ -58,7 +58,7 @@ from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bit
 SAMPLE_LENGTH = 200
 # The picture of a run takes a tenth of a second, and so it is renewed no more often than this.
 DRAWING_SECONDS = 2.0
-# With as many before them, their number can still be read as a setting.
+# With as many steps before them, max_steps is still a valid setting.
 MOST_STEPS = TOO_LARGE // 2
 # A text that is read more often has no secrets left, even with dropout.
 BY_HEART = 200
@@ -93,15 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 until_the_end.enter_context(lock_run(run.folder))
                 refuse_to_overwrite(run.folder)
             else:
-                # Since the last evaluation, nobody has looked at the clock.
+                # The log has the time of the last evaluation, and steps since then took theirs.
                 step, evaluated = run.progress.step, run.progress.evaluated_step or 0
                 usual = run.seconds_before / evaluated if evaluated else pace.step
                 run.seconds_before += (step - evaluated) * usual
-                # Lines after the last save come anew.
                 write_log(run.folder, run.log)
             # A folder that cannot be written is found out now, and not after an hour; and what the
             # command line changed holds, even if the run is killed before its next save.
-            run.save(LAST)
+            run.save_last()
         # What training says may get lost; what it has learned must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
@@ -155,11 +154,10 @@ class Pace:
 
     step: float
     evaluation: float
-    # The steps between evaluations, if they are asked for.
-    asked_interval: int | None = None
 
     def steps_until(self, deadline: float, eval_interval: float) -> int:
         """Return how many steps, with their evaluations and one at the end, fit before a time."""
+        # The interval divides the steps with a rest, which takes half an evaluation on average.
         left = deadline - time.perf_counter() - self.evaluation / 2
         steps = left / (self.step + self.evaluation / eval_interval)
         return max(1, int(min(steps, MOST_STEPS)))
@@ -169,12 +167,7 @@ class Pace:
         return steps * (self.step + self.evaluation / eval_interval) + self.evaluation
 
     def eval_interval(self, steps: int) -> int:
-        """Return the interval that is asked for, or else a good one.
-
-        At that, evaluations take about a tenth of the time, and there are at most ten.
-        """
-        if self.asked_interval is not None:
-            return self.asked_interval
+        """Return after how many steps to evaluate: for a tenth of the time, at most ten times."""
         evaluations = min(max(0.1 * steps * self.step / self.evaluation, 1), 10)
         return math.ceil(steps / evaluations)
 
@@ -211,7 +204,7 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
         evaluate(run.average, run.validation_ids, run.precision)
         write_sample(run)
         evaluation = time.perf_counter() - began
-    return Pace(step, evaluation, run.config.eval_interval)
+    return Pace(step, evaluation)
 
 
 def characters_in_step(run: Run) -> int:
@@ -225,19 +218,19 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     steps = config.max_steps - start
     if deadline is not None:
         steps = pace.steps_until(deadline, eval_interval=math.inf)
-    interval = pace.eval_interval(steps)
+    interval = config.eval_interval or pace.eval_interval(steps)
     about = ""
     if deadline is not None:
         about, steps = "about ", pace.steps_until(deadline, interval)
     elif progress.eval_interval and config.max_steps == run.max_steps_before:
         # What goes on as it was planned is evaluated as it was planned, too.
-        interval = pace.asked_interval or progress.eval_interval
+        interval = config.eval_interval or progress.eval_interval
     progress.eval_interval = interval
     times = steps * characters_in_step(run) / len(run.training_ids)
     print(
         f"plan     {about}{steps:,} steps of {config.batch_size} x {run.model.config.block_size} "
         f"characters, reading the training text {times:{',.0f' if times >= 10 else '.2g'}} times "
-        f"in about {duration(pace.duration(steps, interval))}"
+        f"in about {readable_time(pace.duration(steps, interval))}"
     )
     if times > BY_HEART:
         print(
@@ -262,16 +255,16 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
 def foretell(run: Run, pace: Pace, ready_after: float) -> None:
     """Say what training would take, what is strange about the text and what it is worth to models.
 
-    It is ready to train after so many seconds.
+    It took `ready_after` seconds to get ready for training.
     """
     began = time.perf_counter()
     said = describe_baselines(run)
     ends_in = time.perf_counter() - began
     training = pace.duration(run.config.max_steps - run.progress.step, run.progress.eval_interval)
     print(
-        f"time     about {duration(ready_after + training + ends_in)} in all: "
-        f"{duration(ready_after)} to begin, {duration(training)} of training, {duration(ends_in)} "
-        f"to compare it with simpler models"
+        f"time     about {readable_time(ready_after + training + ends_in)} in all: "
+        f"{readable_time(ready_after)} to begin, {readable_time(training)} of training, "
+        f"{readable_time(ends_in)} to compare it with simpler models"
     )
     # What a few steps, an evaluation, a sample and the end of a run need is what all of it needs.
     print(f"memory   {peak_memory(run.training_ids.device)}")
@@ -300,7 +293,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
     take_step = step_function(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
-    run.saved_at = run.drawn_at = began
+    saved_at = drawn_at = began
     bar = tqdm(
         total=run.config.max_steps,
         initial=start,
@@ -312,8 +305,8 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
         for step in itertools.count(start):
             progress.step, interval = step, progress.eval_interval
             # Where the interval has just grown, its next multiple may be too near.
-            since = step - (progress.evaluated_step or -interval)
-            due = step % interval == 0 and since >= interval / 4
+            evaluated = progress.evaluated_step
+            due = step % interval == 0 and (evaluated is None or step - evaluated >= interval / 4)
             if deadline is not None and step > start:
                 training = time.perf_counter() - began - evaluating
                 correct_plan(run, pace, deadline, step - start, training, due)
@@ -325,15 +318,18 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 validation_loss = evaluate(run.average, run.validation_ids, run.precision)
                 record(run, finite(validation_loss), evaluation_began - began)
                 loss_sum.zero_()
-                pace.evaluation = time.perf_counter() - evaluation_began
-                if time.perf_counter() > run.drawn_at + DRAWING_SECONDS:
+                saved_at = time.perf_counter()
+                pace.evaluation = saved_at - evaluation_began
+                if saved_at > drawn_at + DRAWING_SECONDS:
                     draw_curve(run)
+                    drawn_at = time.perf_counter()
                 evaluating += time.perf_counter() - evaluation_began
             if at_end or stop.made or out_of_patience(run):
                 break
-            if time.perf_counter() > run.saved_at + 60 * run.config.save_minutes:
+            if time.perf_counter() > saved_at + 60 * run.config.save_minutes:
                 progress.loss_sum = finite(loss_sum.item())
                 keep(run)
+                saved_at = time.perf_counter()
             loss = take_step(step, run.config.max_steps)
             loss_sum += loss
             progress.loss_count += 1
@@ -350,7 +346,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
 
 
 def correct_plan(
-    run: Run, pace: Pace, deadline: float, taken: int, training: float, evaluates: bool
+    run: Run, pace: Pace, deadline: float, taken: int, training: float, due: bool
 ) -> None:
     """Fix anew how many steps there will be, from the seconds that `taken` of them took.
 
@@ -361,12 +357,13 @@ def correct_plan(
     at_end, interval = step == config.max_steps, run.progress.eval_interval
     early = at_end and deadline - time.perf_counter() > 0.1 * training
     young = taken >= 8 and taken.bit_count() == 1
-    if not (early or young or (evaluates and not at_end)):
+    if not (early or young or (due and not at_end)):
         return
     pace.step = training / taken
-    steps = pace.steps_until(deadline - evaluates * pace.evaluation, interval)
+    steps = pace.steps_until(deadline - due * pace.evaluation, interval)
     if early or young:
-        run.progress.eval_interval = max(interval, pace.eval_interval(steps))
+        planned = config.eval_interval or pace.eval_interval(steps)
+        run.progress.eval_interval = max(interval, planned)
     run.config = replace(config, max_steps=step + steps)
 
 
@@ -380,9 +377,7 @@ def finite(loss: float) -> float:
 def record(run: Run, validation_loss: float, seconds: float) -> None:
     """Log an evaluation, save the run, and show how it is going."""
     progress, step = run.progress, run.progress.step
-    training_loss = None
-    if progress.loss_count:
-        training_loss = finite(progress.loss_sum / progress.loss_count)
+    training_loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
     sample = write_sample(run)
     run.log.append(
         {
@@ -426,16 +421,14 @@ def keep(run: Run) -> None:
     step = run.progress.step
     try:
         write_log(run.folder, run.log)
-        run.save(BEST)
-        run.save(LAST)
-        run.saved_step = step
+        run.save_best()
+        run.save_last()
     except OSError as error:
         tqdm.write(
             f"\ncould not save step {step:,}: {describe_os_error(error)}; {LAST} is still that of "
             f"step {run.saved_step:,}, and the next save tries again",
             file=sys.stderr,
         )
-    run.saved_at = time.perf_counter()
 
 
 def draw_curve(run: Run) -> None:
@@ -444,11 +437,10 @@ def draw_curve(run: Run) -> None:
         # Nothing depends on it: neither a full disk nor a broken package may end the run.
         with contextlib.suppress(Exception):
             write_whole(run.folder / CURVE, curve(run.log))
-        run.drawn_at = time.perf_counter()
 
 
 def signs_of_overfitting(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of the log that show how the run learns its text by heart.
+    """Return the lines of the log that show overfitting.
 
     They are those from the second evaluation on that is worse than the best, because one may be
     chance, with a training loss that is lower than there.
@@ -475,8 +467,8 @@ def explain(run: Run, error: Exception) -> str:
         )
     elif ran_out_of_memory(error):
         sentence = (
-            f"at step {step:,} memory ran out, even for the smallest pieces; other programs may be "
-            f"using it: free some, and go on with --resume {shlex.quote(run.folder.as_posix())}"
+            f"at step {step:,} memory ran out; other programs may be using it: free some, and go "
+            f"on with --resume {shlex.quote(run.folder.as_posix())}"
         )
     else:
         raise error
@@ -486,7 +478,7 @@ def explain(run: Run, error: Exception) -> str:
 def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     """Say what came out and how to use it and go on with it; return the exit code.
 
-    The run, or this part of it, began at step `start`, so many seconds ago.
+    The run, or this part of it, began at step `start` and has taken `seconds`.
     """
     progress, folder = run.progress, shlex.quote(run.folder.as_posix())
     step, max_steps = progress.step, run.config.max_steps
@@ -498,17 +490,18 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         )
         return 1
     patience = f" --patience {2 * run.config.patience}" if out_of_patience(run) else ""
-    stopped, more = False, f" --max_steps {2 * step}{patience}"
-    if step < max_steps and patience:
-        more = patience
+    stopped, more = step < max_steps and not patience, patience
+    if step == max_steps:
+        more = f" --max_steps {2 * step}{patience}"
+    elif patience:
         print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
-    elif step < max_steps:
-        stopped, more = True, ""
+    else:
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
-    print(f"\nvalidation loss: {describe_best(progress)}: {run.folder / BEST}")
+    kept = "" if progress.best_loss is None else f": {run.folder / BEST}"
+    print(f"\nvalidation loss: {describe_best(progress)}{kept}")
     since = f" since step {start:,}" if start else ""
     characters = (step - start) * characters_in_step(run)
-    print(f"read{since}: {characters:,} characters in {duration(seconds)}")
+    print(f"read{since}: {characters:,} characters in {readable_time(seconds)}")
     if not stopped:
         # The run is saved; what it is compared with must not end it.
         with contextlib.suppress(MemoryError):
@@ -564,7 +557,7 @@ def describe_best(progress: Progress) -> str:
     return f"best {nats_and_bits(progress.best_loss)} at step {progress.best_step:,}"
 
 
-def duration(seconds: float) -> str:
+def readable_time(seconds: float) -> str:
     """Write a time for people: 45 s, 3 min 20 s, 5 h 10 min."""
     if seconds < 100:
         return f"{max(1, seconds):.0f} s"

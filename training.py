@@ -25,21 +25,21 @@ from graphs import Recorded
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
 
-# How many characters go through the model at once on a CPU: a whole batch of `base` takes longer,
-# because what is computed is no longer in the cache when it is needed again, and more memory.
+# How many characters go through the model at once on a CPU: a whole batch of `base` takes more
+# memory, and longer, because activations have left the cache when they are needed again.
 PIECE_CHARACTERS = 4096
-# A thread is worth it for this many numbers between two layers. `tiny` has half as many, and with
-# two threads, each of which computes half of a batch, a step takes 1.5 times as long.
+# Numbers between two layers (batch x context x width) for which a thread is worth it. `tiny` has
+# half as many, and with two threads, each with half of a batch, a step takes 1.5 times as long.
 THREAD_ACTIVATIONS = 2**14
-# Python, which does one thing at a time, starts the operations of all parts of a batch.
+# More parts of a batch than this would wait for Python, which starts their operations one by one.
 MOST_PARTS = 4
 # A validation part longer than this is read in evenly spaced windows that add up to it.
 EVALUATED_CHARACTERS = 2**18
 # The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
 # the run. From 8 to 20 it makes no difference.
 AVERAGING_POWER = 16
-# How much evaluation reads at once depends on the device only, and so does its result.
-EVALUATION_BATCH = {"cpu": 4096, "mps": 4096, "cuda": 32768}
+# How many characters evaluation reads at once depends on the device only, and so does the loss.
+EVALUATION_PIECE_CHARACTERS = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 
 Result = TypeVar("Result")
 
@@ -68,11 +68,10 @@ def make_step(
     """Return the function that makes one step of training and returns its loss, a scalar.
 
     It is called with step and max_steps. What happens depends on the weights, the optimizers,
-    the settings, (seed, step) and the number of threads, and on nothing else. The loss is not a
-    number if the gradient is not finite. Where memory runs out, the batch goes through the
-    network in smaller pieces from then on; DoesNotFitError says what would fit if not even one
-    window does. The weights of the average move to a vector: of two such functions for one average,
-    only the newer one moves it.
+    the settings, (seed, step) and the number of threads, and on nothing else. The loss is NaN
+    if the gradient is not finite. Where memory runs out, the batch goes through the network in
+    smaller pieces from then on; DoesNotFitError says what would fit if not even one window does.
+    The average is brought into a vector: a function made for it earlier no longer updates it.
     """
     on_cpu = ids.device.type == "cpu"
     if on_cpu:
@@ -85,8 +84,7 @@ def make_step(
     order = [names[parameter] for group in groups for parameter in group["params"]]
 
     def in_order(network: GPT) -> list[nn.Parameter]:
-        parameters = dict(network.named_parameters())
-        return [parameters[name] for name in order]
+        return [network.get_parameter(name) for name in order]
 
     averaged = as_one_vector(in_order(average)).split(sizes)
     # Weights are kept and moved in float32. In a lower precision, a copy of them does the
@@ -101,7 +99,7 @@ def make_step(
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=set_own_threads, initargs=(threads,))
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
-    # measuring and shortening are one operation each.
+    # norm and clipping are one operation each.
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
 
     def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -122,8 +120,8 @@ def make_step(
             loss = loss + piece_loss
         return loss
 
-    def move_weights(loss: Tensor) -> Tensor:
-        """Move the weights along the sum of the gradients, and return the loss."""
+    def update_weights(loss: Tensor) -> Tensor:
+        """Update the weights by the sum of the gradients, and return the loss."""
         total = gradients[0]
         for gradient in gradients[1:]:
             total += gradient
@@ -135,11 +133,11 @@ def make_step(
         update_average(averaged, weights, share)
         if network is not model:
             torch._foreach_copy_(copies, weights)
-        # That adds nothing, but if the norm is not finite, it makes the loss not a number.
+        # What is added is 0, or NaN if the norm is not finite.
         return loss + 0 * norm
 
     def recorded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        # On a CPU, Python decides where dropout masks are cut.
+        # On a CPU, Python draws where dropout masks are cut: a recording would repeat that.
         return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
@@ -147,12 +145,12 @@ def make_step(
         return [recorded(partial(write_gradient, view)) for view in views]
 
     parts = recorded_parts()
-    move_weights = recorded(move_weights)
+    update_weights = recorded(update_weights)
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
-        """Compute the parts of a batch, so many windows at once, and return the loss."""
+        """Compute the parts of a batch, some windows at once, and return the loss."""
         if windows < (pieces.windows or usual):
-            # What was recorded reads more of them at once.
+            # The old recordings read more of them at once.
             parts[:], pieces.windows = recorded_parts(), windows
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
@@ -181,14 +179,15 @@ def make_step(
                 lambda length: loss_and_gradient(inputs[:, :length], targets[:, :length]),
                 block_size // 2,
             )
-            would = f"--block_size {length} fits" if length else "make the model smaller"
+            fits = f"with --block_size {length} fits" if length else "needs a smaller model"
             raise DoesNotFitError(
-                f"memory does not suffice for one window of {block_size} characters; {would}"
+                f"memory does not suffice for one window of {block_size} characters; "
+                f"a new run {fits}"
             )
         if now < before:
             note = f"memory ran out: from here on {now} instead of {before} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
-        return move_weights(loss)
+        return update_weights(loss)
 
     return on_threads(n_parts * threads)(take_step) if on_cpu else take_step
 
@@ -227,10 +226,9 @@ def averaging_share(step: int) -> float:
     """Return how far the averaged weights move towards those after a step.
 
     The weights of step t count in proportion to t^16 ("Stochastic Gradient Descent for Non-smooth
-    Optimization", Shamir and Zhang, 2013, section 4). The average is evaluated and kept: it learns
-    a short text by heart later. Four layers 64 wide are at 2.14 instead of 2.20 nats after reading
-    an eighth of Shakespeare for as long as that helps; where a text is read a few times, it
-    changes nothing.
+    Optimization", Shamir and Zhang, 2013, section 4). The average is evaluated and kept: it
+    overfits a short text later. Four layers 64 wide, trained on an eighth of Shakespeare, are at
+    best at 2.14 instead of 2.20 nats; where a text is read a few times, it changes nothing.
     """
     return (AVERAGING_POWER + 1) / (step + 1 + AVERAGING_POWER)
 
@@ -258,16 +256,16 @@ def keep_freed_memory() -> None:
 
 
 def set_own_threads(n: int) -> None:
-    """Let what this thread computes be shared by so many threads from now on."""
-    # At a thread's first use of it, torch gives it the number that was last set in any thread. A
-    # part that came later than the first step had the number of the main thread, in one run of 30.
+    """Let n threads share what this thread computes from now on."""
+    # A thread's first look at its number sets it to the one last set in any thread, so that look
+    # comes first. Without it, in one run of 30, a part was computed with the main thread's number.
     torch.get_num_threads()
     torch.set_num_threads(n)
 
 
 @contextlib.contextmanager
 def on_threads(n: int) -> Iterator[None]:
-    """Compute on so many threads for as long as it is entered."""
+    """Compute on n threads for as long as it is entered."""
     threads = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -325,8 +323,8 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
     block_size = model.config.block_size
 
     def read(batch_size: int) -> Tensor:
-        # Made first: what is kept of a batch would else lie between what is freed after it and what
-        # the next one takes. With 6,000 different characters, `medium` took 5.4 GB here, not 0.8.
+        # Allocated first: results kept of each batch would lie between pieces of memory that the
+        # next one could use. With 6,000 different characters, `medium` took 5.4 GB here, not 0.8.
         places = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
         losses, n_read = torch.empty(len(places), device=ids.device), 0
         for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
@@ -339,7 +337,7 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
         return losses
 
     model.eval()
-    at_once = EVALUATION_BATCH[ids.device.type] // block_size
+    at_once = EVALUATION_PIECE_CHARACTERS[ids.device.type] // block_size
     losses, _ = halve_until_it_fits(read, max(1, at_once))
     model.train()
     if losses is None:

@@ -266,6 +266,15 @@ def test_steps_after_the_last_evaluation_have_taken_time(trained):
     assert log(trained)[-1]["seconds"] > time.perf_counter() - began
 
 
+def test_run_without_its_best_model_finds_a_new_one(trained):
+    saved = load_checkpoint(Path(trained, LAST))
+    saved.progress.best_loss = 0.0
+    save_checkpoint(Path(trained, LAST), saved)
+    Path(trained, BEST).unlink()
+    assert train.main(["--resume", trained, "--max_steps", "21", "--patience", "1"]) == 0
+    assert load_checkpoint(Path(trained, BEST)).progress.best_step == 21
+
+
 def test_run_goes_on_when_its_text_has_moved(trained, book):
     os.rename(book, "moved.txt")
     assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0
@@ -414,7 +423,7 @@ def test_vocabulary_of_a_run_is_that_of_its_text(trained, story):
     ("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (200, "3 min 20 s"), (18600, "5 h 10 min")]
 )
 def test_durations_are_written_for_people(seconds, words):
-    assert train.duration(seconds) == words
+    assert train.readable_time(seconds) == words
 
 
 def test_dry_run_tells_what_to_expect_and_writes_nothing(book, capsys):
