@@ -224,9 +224,14 @@ class _Undrawn(TorchFunctionMode):
 
 
 def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
-    """Return the best model of a run folder, or that of a checkpoint file, and its vocabulary."""
+    """Return the model of a checkpoint file, or the best of a run folder, and its vocabulary.
+
+    Where only last.safetensors was brought along, that has the model.
+    """
     path = Path(path)
-    checkpoint = load_checkpoint(path / BEST if path.is_dir() else path)
+    if path.is_dir():
+        path /= BEST if (path / BEST).exists() else LAST
+    checkpoint = load_checkpoint(path)
     return checkpoint.average or checkpoint.model, checkpoint.vocabulary
 
 

@@ -339,7 +339,7 @@ class GPT(nn.Module):
         # A recording has fixed shapes; as S is rounded up, there are few of them.
         @functools.cache
         def reader(T: int, S: int) -> Recorded:
-            """Return what reads ids (B, T) at the positions from `start` on, out of S."""
+            """Return what reads ids (B, T) from `start` on, attending to the first S positions."""
             visible, offsets = [cache.first(S) for cache in caches], torch.arange(T, device=device)
             return Recorded(lambda ids: self(ids, start + offsets, visible)[:, -1], device)
 
@@ -387,7 +387,7 @@ def exponential_noise(
 def draw(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """Draw one id (B,) from each row of logits (B, V); noise (B, V) is exponentially distributed.
 
-    noise / p is a waiting time with rate p, and the shortest of them with probability p.
+    noise / p is a waiting time with rate p, and it is the shortest of them with probability p.
     """
     # So close to 0, dividing by the temperature would overflow.
     if sampling.temperature < 1e-4:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-# In its first steps, Muon's momentum rises by this much.
+# In this many first steps, Muon's momentum rises by this much.
 MOMENTUM_WARMUP, MOMENTUM_RISE = 300, 0.1
 # With a higher rate, a step may overflow float32.
 LARGEST = 1e30
@@ -58,7 +58,7 @@ def as_one_vector(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Move parameters into one vector, one after another, and return it.
 
     What is done to the vector is done to all of them, in one operation instead of one for each: a
-    step of `tiny` takes 0.9 of the time. Their memory of before is left behind.
+    step of `tiny` takes 0.9 of the time. Their former memory is no longer used.
     """
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
     for parameter, part in zip(parameters, parts_of(vector, parameters), strict=True):

@@ -253,11 +253,7 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     _, optimizer_config, text_config, config = build(
         SECTIONS, {name: asdict(section) for name, section in saved.items()}, flags
     )
-    progress = checkpoint.progress
-    step, evaluated = progress.step, progress.evaluated_step
-    # Where only last.safetensors was brought along, the best model is one to come.
-    if not (folder / BEST).exists():
-        progress.best_loss, progress.best_step = None, 0
+    step, evaluated = checkpoint.progress.step, checkpoint.progress.evaluated_step
     if config.minutes is None and config.max_steps <= step:
         raise ValueError(
             f"{folder} is at step {step:,} and max_steps is {config.max_steps:,}; "
@@ -299,9 +295,11 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     run.max_steps_before = saved["train"].max_steps
     if out_of_patience(run):
         raise ValueError(
-            f"{folder} has stopped early, {len(evaluations_since_best(run))} evaluations after its "
-            f"best, step {run.progress.best_step:,}; to go on, give a larger --patience"
+            f"{folder} has stopped early, no better than at step {run.progress.best_step:,}; to go "
+            f"on, give a larger --patience than {len(evaluations_since_best(run))}"
         )
+    if run.progress.best_step and not (folder / BEST).exists():
+        print(f"note     {folder / BEST} is missing; the next model that is evaluated becomes it")
     print(f"resumed  {folder} at step {step:,}")
     return run
 
@@ -428,4 +426,4 @@ def out_of_patience(run: Run) -> bool:
 
 def evaluations_since_best(run: Run) -> list[dict[str, Any]]:
     """Return the lines of the log after that of the best evaluation."""
-    return [line for line in run.log if 0 < run.progress.best_step < line["step"]]
+    return [line for line in run.log if line["step"] > run.progress.best_step]

@@ -93,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 until_the_end.enter_context(lock_run(run.folder))
                 refuse_to_overwrite(run.folder)
             else:
-                # The log has the time of the last evaluation, and steps since then took theirs.
-                step, evaluated = run.progress.step, run.progress.evaluated_step or 0
-                usual = run.seconds_before / evaluated if evaluated else pace.step
-                run.seconds_before += (step - evaluated) * usual
+                # The log ends at the last evaluation; the steps since then took time, too.
+                step, known = run.progress.step, run.log[-1]["step"] if run.log else 0
+                usual = run.seconds_before / known if known else pace.step
+                run.seconds_before += (step - known) * usual
                 write_log(run.folder, run.log)
             # A folder that cannot be written is found out now, and not after an hour; and what the
             # command line changed holds, even if the run is killed before its next save.
@@ -157,7 +157,7 @@ class Pace:
 
     def steps_until(self, deadline: float, eval_interval: float) -> int:
         """Return how many steps, with their evaluations and one at the end, fit before a time."""
-        # The interval divides the steps with a rest, which takes half an evaluation on average.
+        # Steps / interval has the evaluation at the end only in part: half of it, on average.
         left = deadline - time.perf_counter() - self.evaluation / 2
         steps = left / (self.step + self.evaluation / eval_interval)
         return max(1, int(min(steps, MOST_STEPS)))
@@ -167,7 +167,7 @@ class Pace:
         return steps * (self.step + self.evaluation / eval_interval) + self.evaluation
 
     def eval_interval(self, steps: int) -> int:
-        """Return after how many steps to evaluate: for a tenth of the time, at most ten times."""
+        """Return the steps between evaluations: at most ten, in about a tenth of the time."""
         evaluations = min(max(0.1 * steps * self.step / self.evaluation, 1), 10)
         return math.ceil(steps / evaluations)
 
@@ -318,9 +318,9 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 validation_loss = evaluate(run.average, run.validation_ids, run.precision)
                 record(run, finite(validation_loss), evaluation_began - began)
                 loss_sum.zero_()
-                saved_at = time.perf_counter()
-                pace.evaluation = saved_at - evaluation_began
-                if saved_at > drawn_at + DRAWING_SECONDS:
+                now = saved_at = time.perf_counter()
+                pace.evaluation = now - evaluation_began
+                if now > drawn_at + DRAWING_SECONDS:
                     draw_curve(run)
                     drawn_at = time.perf_counter()
                 evaluating += time.perf_counter() - evaluation_began
@@ -361,9 +361,8 @@ def correct_plan(
         return
     pace.step = training / taken
     steps = pace.steps_until(deadline - due * pace.evaluation, interval)
-    if early or young:
-        planned = config.eval_interval or pace.eval_interval(steps)
-        run.progress.eval_interval = max(interval, planned)
+    if (early or young) and config.eval_interval is None:
+        run.progress.eval_interval = max(interval, pace.eval_interval(steps))
     run.config = replace(config, max_steps=step + steps)
 
 
@@ -391,8 +390,10 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         }
     )
     progress.evaluated_step, progress.loss_sum, progress.loss_count = step, 0.0, 0
-    # An untrained model is never the best, however lucky on a short validation part.
-    if progress.best_step == 0 or validation_loss < progress.best_loss:
+    # An untrained model is never the best, however lucky on a short validation part, nor is one
+    # that is lost, where only last.safetensors was brought along.
+    lost = run.unsaved_best is None and not (run.folder / BEST).exists()
+    if lost or progress.best_step == 0 or validation_loss < progress.best_loss:
         run.note_best(validation_loss)
     keep(run)
     trained = "" if training_loss is None else f"training {training_loss:.4f}, "
@@ -490,15 +491,16 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         )
         return 1
     patience = f" --patience {2 * run.config.patience}" if out_of_patience(run) else ""
-    stopped, more = step < max_steps and not patience, patience
-    if step == max_steps:
-        more = f" --max_steps {2 * step}{patience}"
-    elif patience:
-        print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
-    else:
+    at_end = step == max_steps
+    stopped = not at_end and not patience
+    more = f" --max_steps {2 * step}{patience}" if at_end else patience
+    if stopped:
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
-    kept = "" if progress.best_loss is None else f": {run.folder / BEST}"
-    print(f"\nvalidation loss: {describe_best(progress)}{kept}")
+    elif not at_end:
+        print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
+    has_best = (run.folder / BEST).exists()
+    where = f": {run.folder / BEST}" if has_best else ""
+    print(f"\nvalidation loss: {describe_best(progress)}{where}")
     since = f" since step {start:,}" if start else ""
     characters = (step - start) * characters_in_step(run)
     print(f"read{since}: {characters:,} characters in {readable_time(seconds)}")
@@ -511,9 +513,9 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         print(f"picture of it:  {run.folder / CURVE}")
     elif not PLOTTING:
         print(f"note: {CURVE}, a picture of it, takes one more package: pip install matplotlib")
-    # Before the first evaluation, the best model is the untrained one.
-    best = folder if progress.best_step else shlex.quote((run.folder / LAST).as_posix())
-    print(f"write with it:  python sample.py {best}")
+    # Until a trained model is evaluated, the best one is untrained.
+    usable = run.folder if has_best and progress.best_step else run.folder / LAST
+    print(f"write with it:  python sample.py {shlex.quote(usable.as_posix())}")
     if not stopped and signs_of_overfitting(run):
         print(
             f"more steps will hardly help, as it overfits since step {progress.best_step:,}; more "

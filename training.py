@@ -28,8 +28,8 @@ from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_s
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes more
 # memory, and longer, because activations have left the cache when they are needed again.
 PIECE_CHARACTERS = 4096
-# Numbers between two layers (batch x context x width) for which a thread is worth it. `tiny` has
-# half as many, and with two threads, each with half of a batch, a step takes 1.5 times as long.
+# A thread is worth it for this many activations (batch x context x width). `tiny` has half as many,
+# and with two threads, each with half of a batch, a step takes 1.5 times as long.
 THREAD_ACTIVATIONS = 2**14
 # More parts of a batch than this would wait for Python, which starts their operations one by one.
 MOST_PARTS = 4
@@ -38,7 +38,8 @@ EVALUATED_CHARACTERS = 2**18
 # The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
 # the run. From 8 to 20 it makes no difference.
 AVERAGING_POWER = 16
-# How many characters evaluation reads at once depends on the device only, and so does the loss.
+# How many characters evaluation reads at once: it depends on the device, and on no setting, so that
+# the loss depends on none.
 EVALUATION_PIECE_CHARACTERS = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 
 Result = TypeVar("Result")
@@ -148,7 +149,7 @@ def make_step(
     update_weights = recorded(update_weights)
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
-        """Compute the parts of a batch, some windows at once, and return the loss."""
+        """Compute the parts of a batch, `windows` windows at once, and return the loss."""
         if windows < (pieces.windows or usual):
             # The old recordings read more of them at once.
             parts[:], pieces.windows = recorded_parts(), windows

@@ -17,7 +17,16 @@ import torch
 from conftest import SMALL
 
 import train
-from checkpoint import BEST, LAST, LOG, Progress, load_checkpoint, read_log, save_checkpoint
+from checkpoint import (
+    BEST,
+    LAST,
+    LOG,
+    Progress,
+    load_checkpoint,
+    load_model,
+    read_log,
+    save_checkpoint,
+)
 from config import TOO_LARGE
 from data import Vocabulary
 from run import choose_preset
@@ -126,7 +135,10 @@ def test_patience_ends_a_run_that_gains_nothing(noise, capsys):
     assert f"more steps will hardly help, as it overfits since step {best};" in printed
     with pytest.raises(SystemExit):
         train.main(["--resume", "out/book-tiny"])
-    assert "stopped early, 2 evaluations after its best" in capsys.readouterr().err
+    assert (
+        "stopped early, no better than at step 30; to go on, give a larger --patience than 2"
+        in capsys.readouterr().err
+    )
     assert train.main(["--resume", "out/book-tiny", "--patience", "4"]) == 0
     best = load_checkpoint(Path("out/book-tiny", BEST)).progress.step
     assert log("out/book-tiny")[-1]["step"] == min(best + 120, 300)
@@ -255,7 +267,10 @@ def test_what_a_resumed_run_changes_holds_before_its_next_save(trained, monkeypa
     assert (saved.progress.step, settings["max_steps"], settings["patience"]) == (20, 50, 5)
 
 
-def test_steps_after_the_last_evaluation_have_taken_time(trained):
+@pytest.mark.parametrize("log_is_lost", [False, True])
+def test_steps_after_the_last_evaluation_have_taken_time(trained, log_is_lost):
+    if log_is_lost:
+        Path(trained, LOG).unlink()
     last = Path(trained, LAST)
     saved = load_checkpoint(last)
     saved.progress.step, saved.progress.evaluated_step = 100_000, 20
@@ -271,6 +286,7 @@ def test_run_without_its_best_model_finds_a_new_one(trained):
     saved.progress.best_loss = 0.0
     save_checkpoint(Path(trained, LAST), saved)
     Path(trained, BEST).unlink()
+    assert load_model(trained)[0].config == saved.model.config
     assert train.main(["--resume", trained, "--max_steps", "21", "--patience", "1"]) == 0
     assert load_checkpoint(Path(trained, BEST)).progress.best_step == 21
 
