@@ -498,8 +498,7 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         print(f"\nstopped and saved at step {step:,} of {max_steps:,}")
     elif not at_end:
         print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
-    has_best = (run.folder / BEST).exists()
-    where = f": {run.folder / BEST}" if has_best else ""
+    where = f": {run.folder / BEST}" if (run.folder / BEST).exists() else ""
     print(f"\nvalidation loss: {describe_best(progress)}{where}")
     since = f" since step {start:,}" if start else ""
     characters = (step - start) * characters_in_step(run)
@@ -514,7 +513,7 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     elif not PLOTTING:
         print(f"note: {CURVE}, a picture of it, takes one more package: pip install matplotlib")
     # Until a trained model is evaluated, the best one is untrained.
-    usable = run.folder if has_best and progress.best_step else run.folder / LAST
+    usable = run.folder if progress.best_step else run.folder / LAST
     print(f"write with it:  python sample.py {shlex.quote(usable.as_posix())}")
     if not stopped and signs_of_overfitting(run):
         print(
