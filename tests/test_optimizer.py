@@ -142,7 +142,9 @@ def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
 def test_two_steps_of_muon_written_out():
     torch.manual_seed(1)
     qkv, up = torch.nn.Parameter(torch.zeros(12, 4)), torch.nn.Parameter(torch.zeros(16, 4))
-    config = OptimizerConfig(muon_learning_rate=0.5, muon_momentum=0.9, muon_weight_decay=0.2)
+    config = OptimizerConfig(
+        muon_learning_rate=0.5, muon_momentum=0.9, muon_nu=0.7, muon_weight_decay=0.2
+    )
     muon = Muon([(qkv, 3), (up, 1)], config, torch.float32)
     expected, means = [torch.zeros(12, 4), torch.zeros(16, 4)], [0.0, 0.0]
     for _ in range(2):
@@ -151,8 +153,8 @@ def test_two_steps_of_muon_written_out():
             gradient = torch.randn_like(parameter)
             gradients.append(gradient.flatten())
             means[i] = 0.9 * means[i] + 0.1 * gradient
-            ahead = 0.9 * means[i] + 0.1 * gradient
-            pieces = ahead.split(4) if i == 0 else [ahead]
+            blend = 0.7 * means[i] + 0.3 * gradient
+            pieces = blend.split(4) if i == 0 else [blend]
             stretch = 1 if i == 0 else 2
             direction = torch.cat([orthogonalize([p[None]])[0][0] for p in pieces])
             expected[i] = 0.9 * expected[i] - 0.5 * stretch * direction
@@ -170,6 +172,7 @@ def test_two_steps_of_muon_written_out():
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"weight_decay": -1.0}, "^weight_decay is -1.0"),
         ({"muon_weight_decay": -1.0}, "muon_weight_decay is -1.0"),
+        ({"muon_nu": 1.1}, "muon_nu is 1.1; it must be from 0 to 1"),
         ({"grad_clip": 0.0}, "grad_clip is 0.0"),
     ],
 )
