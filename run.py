@@ -307,11 +307,13 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
 def settings_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings, by section, of the run that a checkpoint was read from.
 
-    What an older version did not save had its default; ValueError if there is what cannot be.
+    What an older version did not save had its default, or, before there was a choice, Nesterov's
+    form of momentum; ValueError if there is what cannot be.
     """
+    older = {"optimizer": {"muon_nu": 1.0}}
     settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
     try:
-        return dict(zip(SECTIONS, build(SECTIONS, settings), strict=True))
+        return dict(zip(SECTIONS, build(SECTIONS, older, settings), strict=True))
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {str(error)[:LONGEST_REASON]}") from None
 

@@ -285,12 +285,15 @@ def test_other_settings_are_refused(compared, capsys):
     assert "tiny-4000chars-seed1 was trained with n_layer 3, not 1" in capsys.readouterr().err
 
 
-def test_what_an_older_version_did_not_save_had_its_default(compared, capsys):
+@pytest.mark.parametrize(
+    ("key", "before", "now"), [("muon_weight_decay", 0.0, 0.1), ("muon_nu", 1.0, 0.85)]
+)
+def test_what_an_older_version_did_not_save_was_as_it_did_it(compared, key, before, now, capsys):
     path = compared / "tiny-4000chars-seed1" / LAST
     saved = load_checkpoint(path)
-    del saved.settings["optimizer"]["muon_weight_decay"]
+    del saved.settings["optimizer"][key]
     save_checkpoint(path, saved)
     with pytest.raises(SystemExit) as error:
-        compare.main([*THREE, "--muon_weight_decay", "0.1"])
+        compare.main([*THREE, f"--{key}", str(now)])
     assert error.value.code == 2
-    assert "was trained with muon_weight_decay 0.0, not 0.1" in capsys.readouterr().err
+    assert f"was trained with {key} {before}, not {now}" in capsys.readouterr().err

@@ -139,11 +139,12 @@ def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
             torch.testing.assert_close(result, orthogonalize([matrix[None]])[0][0])
 
 
-def test_two_steps_of_muon_written_out():
+@pytest.mark.parametrize(("nu", "share"), [(0.7, 0.7), (1.0, 0.9)])
+def test_two_steps_of_muon_written_out(nu, share):
     torch.manual_seed(1)
     qkv, up = torch.nn.Parameter(torch.zeros(12, 4)), torch.nn.Parameter(torch.zeros(16, 4))
     config = OptimizerConfig(
-        muon_learning_rate=0.5, muon_momentum=0.9, muon_nu=0.7, muon_weight_decay=0.2
+        muon_learning_rate=0.5, muon_momentum=0.9, muon_nu=nu, muon_weight_decay=0.2
     )
     muon = Muon([(qkv, 3), (up, 1)], config, torch.float32)
     expected, means = [torch.zeros(12, 4), torch.zeros(16, 4)], [0.0, 0.0]
@@ -153,7 +154,7 @@ def test_two_steps_of_muon_written_out():
             gradient = torch.randn_like(parameter)
             gradients.append(gradient.flatten())
             means[i] = 0.9 * means[i] + 0.1 * gradient
-            blend = 0.7 * means[i] + 0.3 * gradient
+            blend = share * means[i] + (1 - share) * gradient
             pieces = blend.split(4) if i == 0 else [blend]
             stretch = 1 if i == 0 else 2
             direction = torch.cat([orthogonalize([p[None]])[0][0] for p in pieces])
