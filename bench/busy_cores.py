@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from command_line import file, parse, run
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 ROUNDS, WARM_UP, STEPS = 7, 5, 15
@@ -25,9 +27,11 @@ BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 def time_steps() -> None:
     """Print the median time of a step in milliseconds."""
-    import train  # only here: the process that starts this one shall not have its setting
+    # Only here: the process that starts this one shall not have its setting.
+    import train
+    from config.script import bad_input_exits
 
-    with tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryDirectory() as empty, bad_input_exits("busy_cores.py"):
         run = train.begin(*train.command_line().parse([*sys.argv[2:], "--out", empty]))
     take_step, seconds = train.step_function(run), []
     for step in range(WARM_UP + STEPS):
@@ -39,6 +43,7 @@ def time_steps() -> None:
 
 def main() -> None:
     """Time both in turn, in new processes, because the setting is read when torch is loaded."""
+    asked = parse(__doc__, "settings of train.py", text=file)
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     milliseconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
@@ -46,11 +51,8 @@ def main() -> None:
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(n_busy)]
             try:
                 for name, setting in SETTINGS.items():
-                    words = [sys.executable, __file__, "--", *sys.argv[1:]]
-                    answer = subprocess.run(
-                        words, env=environment | setting, stdout=subprocess.PIPE, check=True
-                    )
-                    figure = float(answer.stdout.split()[-1])
+                    command = [sys.executable, __file__, "--", asked.text, *asked.words]
+                    figure = float(run(command, env=environment | setting).split()[-1])
                     milliseconds.setdefault((name, n_busy), []).append(figure)
             finally:
                 for process in busy:

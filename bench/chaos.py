@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from command_line import count, file, parse
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -48,7 +49,8 @@ def is_writing(run: Path) -> bool:
 
 def main() -> None:
     """Train once undisturbed and once with kills, and print the comparison."""
-    text, kills = sys.argv[1], int(sys.argv[2])
+    asked = parse(__doc__, text=file, kills=count)
+    text, kills = asked.text, asked.kills
     draw = random.Random(1)
     settings = [*SETTINGS, "--max_steps", str(20 * kills), "--eval_interval", "50"]
     during_a_write, loaded, seen = 0, 0, set()

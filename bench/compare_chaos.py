@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from command_line import count, file, parse
+
 COMPARE = Path(__file__).resolve().parent.parent / "compare.py"
 # What a clock decides differs from one comparison to the next.
 TIMED = {"characters_per_second", "written_per_second"}
@@ -37,16 +39,17 @@ def start(words: list[str], folder: Path) -> subprocess.Popen:
 
 def main() -> None:
     """Run one comparison in peace and another with kills, and compare their tables."""
-    text, kills, *words = sys.argv[1:]
+    asked = parse(__doc__, "arguments of compare.py", text=file, kills=count)
+    words = [asked.text, *asked.words]
     peaceful, troubled = Path("out/compare-peaceful"), Path("out/compare-troubled")
     for folder in (peaceful, troubled):
         shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
-    if start([text, *words], peaceful).wait():
+    if start(words, peaceful).wait():
         sys.exit("the comparison failed")
     took, draw, killed = time.perf_counter() - began, random.Random(1), 0
-    while killed < int(kills):
-        process = start([text, *words], troubled)
+    while killed < asked.kills:
+        process = start(words, troubled)
         try:
             process.wait(draw.uniform(0, took / 3))
         except subprocess.TimeoutExpired:
@@ -61,7 +64,7 @@ def main() -> None:
         if process.returncode or table(troubled) != table(peaceful):
             sys.exit(f"after {killed} kills, the table is another one")
         shutil.rmtree(troubled)
-    if start([text, *words], troubled).wait():
+    if start(words, troubled).wait():
         sys.exit(f"after {killed} kills, the comparison failed")
     same = table(troubled) == table(peaceful)
     print(

@@ -12,14 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from command_line import count, file, run
+
 TRAIN = str(Path(__file__).resolve().parent.parent / "train.py")
 
 
 def foretold(words: list[str]) -> tuple[float, float]:
     """Return the seconds and megabytes that a dry run expects."""
-    said = subprocess.run(
-        [sys.executable, TRAIN, *words, "--dry_run"], check=True, capture_output=True, text=True
-    ).stdout
+    said = run([sys.executable, TRAIN, *words, "--dry_run"])
     hours, minutes, seconds = re.search(
         r"time +about (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)? in all", said
     ).groups(default="0")
@@ -29,8 +29,8 @@ def foretold(words: list[str]) -> tuple[float, float]:
 
 def measured(words: list[str]) -> tuple[float, float]:
     """Train; return the seconds of the whole process, and its peak memory in megabytes."""
-    with tempfile.TemporaryDirectory() as run:
-        command = [sys.executable, TRAIN, *words, "--out", run]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, TRAIN, *words, "--out", folder]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -42,16 +42,16 @@ def measured(words: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     """Print a row for each preset and text."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--texts", nargs="+", required=True)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--texts", nargs="+", type=file, required=True)
     parser.add_argument("--presets", nargs="+", required=True)
-    parser.add_argument("--max_steps", required=True)
+    parser.add_argument("--max_steps", type=count, required=True)
     arguments = parser.parse_args()
     print("| text | preset | seconds foretold | taken | MB foretold | taken |")
     print("|---" * 6 + "|")
     for text in arguments.texts:
         for preset in arguments.presets:
-            words = [text, "--preset", preset, "--max_steps", arguments.max_steps]
+            words = [text, "--preset", preset, "--max_steps", str(arguments.max_steps)]
             (seconds, megabytes), (took, peak) = foretold(words), measured(words)
             print(
                 f"| {Path(text).stem} | {preset} "

@@ -6,11 +6,12 @@ Beside it: a loop over a dictionary of the characters, on the text as it is.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from command_line import count, file, parse, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,18 +32,17 @@ print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 def write_large(text: str, size: int, path: Path) -> None:
     """Write a text again and again, each time with a number, until it has so many bytes."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as large:
         for number in range(-(-size // len(text.encode()))):
-            file.write(f"\n{number}\n{text}")
+            large.write(f"\n{number}\n{text}")
         # Otherwise the system would still be writing it while it is read.
-        file.flush()
-        os.fsync(file.fileno())
+        large.flush()
+        os.fsync(large.fileno())
 
 
-def run(program: str, *words: str) -> list[float]:
+def numbers(program: str, *words: str) -> list[float]:
     """Run a Python program and return the numbers that it prints."""
-    command = [sys.executable, "-c", program, *words]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    printed = run([sys.executable, "-c", program, *words])
     return [float(number) for number in printed.split()]
 
 
@@ -56,15 +56,16 @@ def plain_loop(text: str) -> float:
 
 def main() -> None:
     """Encode a large text twice, and print speed and memory."""
-    text, size = Path(sys.argv[1]).read_text(encoding="utf-8"), 1e6 * float(sys.argv[2])
-    (before,) = run(START)
+    asked = parse(__doc__, text=file, megabytes=count)
+    text = Path(asked.text).read_text(encoding="utf-8")
+    (before,) = numbers(START)
     plain = plain_loop(text)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        write_large(text, int(size), Path("large.txt"))
+        write_large(text, 1_000_000 * asked.megabytes, Path("large.txt"))
         megabytes = Path("large.txt").stat().st_size / 1e6
-        took, peak = run(ENCODE, "large.txt")
-        again, _ = run(ENCODE, "large.txt")
+        took, peak = numbers(ENCODE, "large.txt")
+        again, _ = numbers(ENCODE, "large.txt")
         os.chdir(ROOT)
     print(
         f"{megabytes:,.0f} MB: {megabytes / took:.0f} MB/s, with {(peak - before) / 1e6:.0f} MB "

@@ -28,6 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from command_line import count, parse
 
 import sample
 import train
@@ -234,13 +235,14 @@ class Worker:
 def report(title: str, outcomes: Counter) -> None:
     """Print how often each outcome came."""
     print(f"{title}:")
-    for outcome, count in outcomes.most_common():
-        print(f"  {count:6,} {outcome}")
+    for outcome, times in outcomes.most_common():
+        print(f"  {times:6,} {outcome}")
 
 
 def main() -> None:
     """Try checkpoints, then command lines, and print the outcomes."""
-    n_checkpoints, n_lines = int(sys.argv[1]), int(sys.argv[2])
+    asked = parse(__doc__, checkpoints=count, lines=count)
+    n_checkpoints, n_lines = asked.checkpoints, asked.lines
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("book.txt").write_text("To be, or not to be: that is the question.\n" * 20)

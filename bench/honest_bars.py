@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataclasses import replace
 
 import torch
+from command_line import count, file, parse
 
 import compare
 from data import TextConfig, Vocabulary, read_text
@@ -33,9 +34,9 @@ def told_apart(first: list[Measured], second: list[Measured]) -> bool:
 
 def main() -> None:
     """Train four runs for each pair of presets with two seeds, and judge them in groups."""
-    path, n_pairs, *words = sys.argv[1:]
-    n = int(n_pairs)
-    if compare.main([path, *words, "--seeds", str(4 * n), "--out", str(OUT)]):
+    asked = parse(__doc__, "arguments of compare.py", text=file, pairs=count)
+    path, n = asked.text, asked.pairs
+    if compare.main([path, *asked.words, "--seeds", str(4 * n), "--out", str(OUT)]):
         sys.exit(1)
     text = read_text([path], TextConfig())
     vocabulary = Vocabulary.of_counts(text.counts, 1)

@@ -15,20 +15,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from command_line import count, file, parse
 from encode import write_large
 
 import train
+from config.script import bad_input_exits
 
 ROUNDS, SECONDS = 9, 2.0
 
 
 def main() -> None:
     """Time steps on both in turn, and print the ratio of the medians."""
-    text, size = Path(sys.argv[1]).read_text(encoding="utf-8"), 1e6 * float(sys.argv[2])
+    asked = parse(__doc__, "settings of train.py", text=file, megabytes=count)
+    text = Path(asked.text).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        write_large(text, int(size), Path("large.txt"))
-        run = train.begin(*train.command_line().parse(["large.txt", *sys.argv[3:]]))
+        write_large(text, 1_000_000 * asked.megabytes, Path("large.txt"))
+        with bad_input_exits("mapped_speed.py"):
+            run = train.begin(*train.command_line().parse(["large.txt", *asked.words]))
         held = replace(run, training_ids=run.training_ids.clone())
         steps = {"mapped": train.step_function(run), "in memory": train.step_function(held)}
         milliseconds = {name: [] for name in steps}

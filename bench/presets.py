@@ -8,7 +8,6 @@ A preset comes with its minutes; the text "python" is the source of Python's own
 import argparse
 import math
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import run
 
 import train
 from checkpoint import LAST, load_checkpoint, read_log
@@ -36,15 +37,15 @@ class Result:
 
 def measure(text: str, preset: str, minutes: str) -> Result:
     """Train a preset on a text for so many minutes."""
-    with tempfile.TemporaryDirectory() as run:
+    with tempfile.TemporaryDirectory() as folder:
         words = [] if text == "python" else [text]
-        words += ["--preset", preset, "--minutes", minutes, "--out", run]
+        words += ["--preset", preset, "--minutes", minutes, "--out", folder]
         began = time.perf_counter()
         command = [sys.executable, train.__file__, *words]
-        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
+        said = run(command)
         took = (time.perf_counter() - began) / 60
-        last = load_checkpoint(Path(run, LAST))
-        seconds = read_log(Path(run))[-1]["seconds"]
+        last = load_checkpoint(Path(folder, LAST))
+        seconds = read_log(Path(folder))[-1]["seconds"]
     batch = last.settings["train"]["batch_size"] * last.model.config.block_size
     characters, (parameters, _) = last.progress.step * batch, last.model.count_parameters()
     (line,) = re.findall("^bits per character, .*: (.*?);", said, re.MULTILINE)
@@ -59,18 +60,25 @@ def measure(text: str, preset: str, minutes: str) -> Result:
     )
 
 
+def preset_and_minutes(word: str) -> tuple[str, str]:
+    """Split "small:3"."""
+    preset, colon, minutes = word.rpartition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a preset with its minutes, as in mini:1")
+    return preset, minutes
+
+
 def main() -> None:
     """Run train.py for each preset and text, one after the other; a row for each preset."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--texts", nargs="+", required=True)
-    parser.add_argument("--presets", nargs="+", required=True)
+    parser.add_argument("--presets", nargs="+", type=preset_and_minutes, required=True)
     arguments = parser.parse_args()
     names = [Path(text).stem for text in arguments.texts]
     print("losses in nats; all else is that of the first text")
     print(f"| preset | parameters | minutes | characters/s | readings | {' | '.join(names)} |")
     print("|---" * (5 + len(names)) + "|")
-    for job in arguments.presets:
-        preset, minutes = job.split(":")
+    for preset, minutes in arguments.presets:
         results = [measure(text, preset, minutes) for text in arguments.texts]
         first = results[0]
         losses = " | ".join(f"{result.nats:.3f}" for result in results)

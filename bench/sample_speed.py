@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from command_line import count, parse
+
 import train  # before torch, because it says how threads wait
 
 # isort: split
@@ -21,6 +23,7 @@ import torch
 
 from config import build, load_preset
 from config.hardware import choose_device
+from config.script import bad_input_exits
 from model import GPT, SamplingConfig
 
 VOCABULARY = 65
@@ -42,8 +45,10 @@ def characters_per_second(model: GPT, texts: int, cached: bool) -> float:
 
 def main() -> None:
     """Time all of it in turn and print the medians."""
-    preset, texts = sys.argv[1], int(sys.argv[2])
-    model_config, *_ = build(train.SECTIONS, load_preset(preset, train.SECTIONS))
+    asked = parse(__doc__, preset=str, texts=count)
+    preset, texts = asked.preset, asked.texts
+    with bad_input_exits("sample_speed.py"):
+        model_config, *_ = build(train.SECTIONS, load_preset(preset, train.SECTIONS))
     device, _ = choose_device("auto")
     model = GPT(model_config, VOCABULARY).to(device)
     ways = {

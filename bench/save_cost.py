@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from command_line import file, parse
+
 import train
 
 seconds: Counter[str] = Counter()
@@ -33,11 +35,12 @@ def timed(name: str, function: Callable) -> Callable:
 
 def main() -> None:
     """Train, and print how long the parts took."""
+    asked = parse(__doc__, "arguments of train.py", text=file)
     for name in ("train", "evaluate", "write_sample", "keep"):
         setattr(train, name, timed(name, getattr(train, name)))
     with tempfile.TemporaryDirectory() as run, open(os.devnull, "w") as nowhere:
         with contextlib.redirect_stdout(nowhere):
-            train.main([*sys.argv[1:], "--out", run])
+            train.main([asked.text, *asked.words, "--out", run])
         sizes = {path.name: path.stat().st_size / 1e6 for path in Path(run).iterdir()}
     training = seconds["train"] - seconds["evaluate"] - seconds["write_sample"] - seconds["keep"]
     print(", ".join(f"{name} {size:.1f} MB" for name, size in sorted(sizes.items())))

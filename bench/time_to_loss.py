@@ -14,13 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from command_line import count, file, parse
+
 import train
 from checkpoint import read_log
 
 
 def main() -> None:
     """Run train.py once for each seed and print when it reached the loss, and where it ended."""
-    target, seeds, *words = float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    asked = parse(__doc__, "arguments of train.py", loss=float, seeds=count, text=file)
+    target, seeds, words = asked.loss, asked.seeds, [asked.text, *asked.words]
     reached_after, trained_for, took, losses = [], [], [], []
     for seed in range(1, seeds + 1):
         reached = best = math.inf

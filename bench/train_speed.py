@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from command_line import file, parse
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import _ExperimentalConfig, profile
@@ -24,6 +25,7 @@ from torch.profiler import _ExperimentalConfig, profile
 import model
 import train
 from compare import flops_per_character
+from config.script import bad_input_exits
 from data import draw_starts, read_windows
 from training import keep_freed_memory, piece_size
 
@@ -95,7 +97,7 @@ STEPS = {
 
 def serve(name: str, words: list[str], pipe: Connection) -> None:
     """Set up one kind of step, then at each request time it and answer with the peak memory."""
-    with tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryDirectory() as empty, bad_input_exits("train_speed.py"):
         run = train.begin(*train.command_line().parse([*words, "--out", empty]))
     characters = run.config.batch_size * run.model.config.block_size
     pipe.send((characters, flops_per_character(run.model.config, run.model.vocab_size)))
@@ -135,18 +137,25 @@ def show_profile(work: Callable[[], object], kind: str) -> None:
 
 def main() -> None:
     """Time all three in turn, each in a process of its own, so that each has its own memory."""
+    asked = parse(__doc__, "settings of train.py", text=file)
+    words = [asked.text, *asked.words]
     context = multiprocessing.get_context("spawn")
     pipes, processes, answers = {}, {}, {name: [] for name in STEPS}
     for name in STEPS:
         pipes[name], end = context.Pipe()
         # Daemons, so that when one fails the others end, too.
-        processes[name] = context.Process(target=serve, args=(name, sys.argv[1:], end), daemon=True)
+        processes[name] = context.Process(target=serve, args=(name, words, end), daemon=True)
         processes[name].start()
         # The first is chargpt; threads of the others wait for each other as torch has them wait.
         os.environ.pop("GOMP_SPINCOUNT", None)
         os.environ.pop("KMP_BLOCKTIME", None)
         end.close()  # so that it is noticed here when the process fails
-        characters, flops = pipes[name].recv()
+        try:
+            characters, flops = pipes[name].recv()
+        except EOFError:
+            # It has said why, as train.py does.
+            processes[name].join()
+            sys.exit(processes[name].exitcode)
     for _ in range(ROUNDS + 1):
         for name, pipe in pipes.items():
             pipe.send("go")
