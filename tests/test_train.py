@@ -161,15 +161,15 @@ def test_run_that_is_out_of_patience_at_its_end_is_told_so(book, capsys):
 
 @pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
-    ("words", "sent", "code"),
+    ("words", "steps", "sent", "code"),
     [
-        (["--dtype", "float32", "--dropout", "0.1"], signal.SIGINT, 130),
+        (["--dtype", "float32", "--dropout", "0.1"], 240, signal.SIGINT, 130),
         # Enough for two threads, each with half of a batch.
-        (["--dtype", "bfloat16", "--batch_size", "300"], signal.SIGTERM, 143),
+        (["--dtype", "bfloat16", "--batch_size", "256"], 120, signal.SIGTERM, 143),
     ],
 )
-def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, sent, code):
-    words = [book, *SMALL, *words, "--max_steps", "240", "--eval_interval", "40"]
+def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, steps, sent, code):
+    words = [book, *SMALL, *words, "--max_steps", str(steps), "--eval_interval", "40"]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.
@@ -180,7 +180,7 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, 
     assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
-    assert 40 <= stopped.step < 240
+    assert 40 <= stopped.step < steps
     assert train.main(["--resume", "out/stopped"]) == 0
     for name in (BEST, LAST):
         assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
