@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter
@@ -179,7 +180,9 @@ def work(pipe: Connection, folder: str, memory: int) -> None:
     """Try what comes through the pipe, and answer with the outcome and the seconds it took."""
     os.chdir(folder)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        try_checkpoint(f"run/{LAST}")  # what is imported on first use is imported now
+        # What is imported on first use is imported now.
+        try_checkpoint(f"run/{LAST}")
+        sysconfig.get_path("stdlib")  # a record that names no text means Python's own source
     size = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
     events: list[str] = []
