@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from command_line import file, parse, run
+from command_line import output_of, parse
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -43,7 +43,7 @@ def time_steps() -> None:
 
 def main() -> None:
     """Time both in turn, in new processes, because the setting is read when torch is loaded."""
-    asked = parse(__doc__, "settings of train.py", text=file)
+    asked = parse(__doc__, "settings of train.py", text=str)
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     milliseconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
@@ -52,7 +52,7 @@ def main() -> None:
             try:
                 for name, setting in SETTINGS.items():
                     command = [sys.executable, __file__, "--", asked.text, *asked.words]
-                    figure = float(run(command, env=environment | setting).split()[-1])
+                    figure = float(output_of(command, env=environment | setting).split()[-1])
                     milliseconds.setdefault((name, n_busy), []).append(figure)
             finally:
                 for process in busy:

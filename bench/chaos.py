@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from command_line import count, file, parse
+from command_line import end_if_failed, parse, whole_number
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +30,7 @@ def start(words: list[str]) -> subprocess.Popen:
     command = [sys.executable, train.__file__, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     if not any(line.startswith("plan") for line in process.stdout):
+        end_if_failed(process.wait())
         sys.exit("train.py did not start")
     return process
 
@@ -38,8 +39,7 @@ def finish(words: list[str]) -> None:
     """Let train.py run to its end."""
     process = start(words)
     process.communicate()
-    if process.returncode:
-        sys.exit("train.py failed")
+    end_if_failed(process.returncode)
 
 
 def is_writing(run: Path) -> bool:
@@ -49,7 +49,7 @@ def is_writing(run: Path) -> bool:
 
 def main() -> None:
     """Train once undisturbed and once with kills, and print the comparison."""
-    asked = parse(__doc__, text=file, kills=count)
+    asked = parse(__doc__, text=str, kills=whole_number)
     text, kills = asked.text, asked.kills
     draw = random.Random(1)
     settings = [*SETTINGS, "--max_steps", str(20 * kills), "--eval_interval", "50"]

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import count, file, parse
+from command_line import end_if_failed, parse, whole_number
 
 COMPARE = Path(__file__).resolve().parent.parent / "compare.py"
 # What a clock decides differs from one comparison to the next.
@@ -29,27 +29,24 @@ def table(folder: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen:
-    """Start a comparison as the head of a process group of its own."""
+def start(words: list[str], folder: Path, said: int | None) -> subprocess.Popen:
+    """Start a comparison as the head of a process group of its own; what it says goes to `said`."""
     command = [sys.executable, str(COMPARE), *words, "--out", str(folder)]
-    return subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def main() -> None:
     """Run one comparison in peace and another with kills, and compare their tables."""
-    asked = parse(__doc__, "arguments of compare.py", text=file, kills=count)
+    asked = parse(__doc__, "arguments of compare.py", text=str, kills=whole_number)
     words = [asked.text, *asked.words]
     peaceful, troubled = Path("out/compare-peaceful"), Path("out/compare-troubled")
     for folder in (peaceful, troubled):
         shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
-    if start(words, peaceful).wait():
-        sys.exit("the comparison failed")
+    end_if_failed(start(words, peaceful, None).wait())
     took, draw, killed = time.perf_counter() - began, random.Random(1), 0
     while killed < asked.kills:
-        process = start(words, troubled)
+        process = start(words, troubled, subprocess.DEVNULL)
         try:
             process.wait(draw.uniform(0, took / 3))
         except subprocess.TimeoutExpired:
@@ -64,7 +61,7 @@ def main() -> None:
         if process.returncode or table(troubled) != table(peaceful):
             sys.exit(f"after {killed} kills, the table is another one")
         shutil.rmtree(troubled)
-    if start(words, troubled).wait():
+    if start(words, troubled, subprocess.DEVNULL).wait():
         sys.exit(f"after {killed} kills, the comparison failed")
     same = table(troubled) == table(peaceful)
     print(

@@ -3,7 +3,6 @@
 python bench/dry_run.py --texts book.txt other.txt --presets tiny mini small --max_steps 600
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -12,14 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from command_line import count, file, run
+from command_line import Parser, end_if_failed, output_of, whole_number
 
 TRAIN = str(Path(__file__).resolve().parent.parent / "train.py")
 
 
 def foretold(words: list[str]) -> tuple[float, float]:
     """Return the seconds and megabytes that a dry run expects."""
-    said = run([sys.executable, TRAIN, *words, "--dry_run"])
+    said = output_of([sys.executable, TRAIN, *words, "--dry_run"])
     hours, minutes, seconds = re.search(
         r"time +about (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)? in all", said
     ).groups(default="0")
@@ -35,17 +34,16 @@ def measured(words: list[str]) -> tuple[float, float]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         took = time.perf_counter() - began
-    if status:
-        sys.exit("train.py failed")
+    end_if_failed(os.waitstatus_to_exitcode(status))
     return took, usage.ru_maxrss * 1024 / 1e6  # in KiB on Linux
 
 
 def main() -> None:
     """Print a row for each preset and text."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--texts", nargs="+", type=file, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument("--texts", nargs="+", required=True)
     parser.add_argument("--presets", nargs="+", required=True)
-    parser.add_argument("--max_steps", type=count, required=True)
+    parser.add_argument("--max_steps", type=whole_number, required=True)
     arguments = parser.parse_args()
     print("| text | preset | seconds foretold | taken | MB foretold | taken |")
     print("|---" * 6 + "|")

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from command_line import count, file, parse, run
+from command_line import output_of, parse, text_in_utf8, whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ def write_large(text: str, size: int, path: Path) -> None:
 
 def numbers(program: str, *words: str) -> list[float]:
     """Run a Python program and return the numbers that it prints."""
-    printed = run([sys.executable, "-c", program, *words])
+    printed = output_of([sys.executable, "-c", program, *words])
     return [float(number) for number in printed.split()]
 
 
@@ -56,13 +56,12 @@ def plain_loop(text: str) -> float:
 
 def main() -> None:
     """Encode a large text twice, and print speed and memory."""
-    asked = parse(__doc__, text=file, megabytes=count)
-    text = Path(asked.text).read_text(encoding="utf-8")
+    asked = parse(__doc__, text=text_in_utf8, megabytes=whole_number)
     (before,) = numbers(START)
-    plain = plain_loop(text)
+    plain = plain_loop(asked.text)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        write_large(text, 1_000_000 * asked.megabytes, Path("large.txt"))
+        write_large(asked.text, 1_000_000 * asked.megabytes, Path("large.txt"))
         megabytes = Path("large.txt").stat().st_size / 1e6
         took, peak = numbers(ENCODE, "large.txt")
         again, _ = numbers(ENCODE, "large.txt")

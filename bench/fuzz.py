@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from command_line import count, parse
+from command_line import parse, whole_number
 
 import sample
 import train
@@ -244,7 +244,7 @@ def report(title: str, outcomes: Counter) -> None:
 
 def main() -> None:
     """Try checkpoints, then command lines, and print the outcomes."""
-    asked = parse(__doc__, checkpoints=count, lines=count)
+    asked = parse(__doc__, checkpoints=whole_number, lines=whole_number)
     n_checkpoints, n_lines = asked.checkpoints, asked.lines
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataclasses import replace
 
 import torch
-from command_line import count, file, parse
+from command_line import parse, whole_number
 
 import compare
 from data import TextConfig, Vocabulary, read_text
@@ -34,7 +34,7 @@ def told_apart(first: list[Measured], second: list[Measured]) -> bool:
 
 def main() -> None:
     """Train four runs for each pair of presets with two seeds, and judge them in groups."""
-    asked = parse(__doc__, "arguments of compare.py", text=file, pairs=count)
+    asked = parse(__doc__, "arguments of compare.py", text=str, pairs=whole_number)
     path, n = asked.text, asked.pairs
     if compare.main([path, *asked.words, "--seeds", str(4 * n), "--out", str(OUT)]):
         sys.exit(1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import count, file, parse
+from command_line import parse, text_in_utf8, whole_number
 from encode import write_large
 
 import train
@@ -26,13 +26,12 @@ ROUNDS, SECONDS = 9, 2.0
 
 def main() -> None:
     """Time steps on both in turn, and print the ratio of the medians."""
-    asked = parse(__doc__, "settings of train.py", text=file, megabytes=count)
-    text = Path(asked.text).read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
+    asked = parse(__doc__, "settings of train.py", text=text_in_utf8, megabytes=whole_number)
+    with bad_input_exits("mapped_speed.py"), tempfile.TemporaryDirectory() as folder:
+        words = train.command_line().parse(["large.txt", *asked.words])
         os.chdir(folder)
-        write_large(text, 1_000_000 * asked.megabytes, Path("large.txt"))
-        with bad_input_exits("mapped_speed.py"):
-            run = train.begin(*train.command_line().parse(["large.txt", *asked.words]))
+        write_large(asked.text, 1_000_000 * asked.megabytes, Path("large.txt"))
+        run = train.begin(*words)
         held = replace(run, training_ids=run.training_ids.clone())
         steps = {"mapped": train.step_function(run), "in memory": train.step_function(held)}
         milliseconds = {name: [] for name in steps}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import run
+from command_line import Parser, output_of
 
 import train
 from checkpoint import LAST, load_checkpoint, read_log
@@ -42,7 +42,7 @@ def measure(text: str, preset: str, minutes: str) -> Result:
         words += ["--preset", preset, "--minutes", minutes, "--out", folder]
         began = time.perf_counter()
         command = [sys.executable, train.__file__, *words]
-        said = run(command)
+        said = output_of(command)
         took = (time.perf_counter() - began) / 60
         last = load_checkpoint(Path(folder, LAST))
         seconds = read_log(Path(folder))[-1]["seconds"]
@@ -70,7 +70,7 @@ def preset_and_minutes(word: str) -> tuple[str, str]:
 
 def main() -> None:
     """Run train.py for each preset and text, one after the other; a row for each preset."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--texts", nargs="+", required=True)
     parser.add_argument("--presets", nargs="+", type=preset_and_minutes, required=True)
     arguments = parser.parse_args()

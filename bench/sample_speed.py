@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import count, parse
+from command_line import parse, whole_number
 
 import train  # before torch, because it says how threads wait
 
@@ -45,7 +45,7 @@ def characters_per_second(model: GPT, texts: int, cached: bool) -> float:
 
 def main() -> None:
     """Time all of it in turn and print the medians."""
-    asked = parse(__doc__, preset=str, texts=count)
+    asked = parse(__doc__, preset=str, texts=whole_number)
     preset, texts = asked.preset, asked.texts
     with bad_input_exits("sample_speed.py"):
         model_config, *_ = build(train.SECTIONS, load_preset(preset, train.SECTIONS))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import file, parse
+from command_line import parse
 
 import train
 
@@ -35,7 +35,7 @@ def timed(name: str, function: Callable) -> Callable:
 
 def main() -> None:
     """Train, and print how long the parts took."""
-    asked = parse(__doc__, "arguments of train.py", text=file)
+    asked = parse(__doc__, "settings of train.py", text=str)
     for name in ("train", "evaluate", "write_sample", "keep"):
         setattr(train, name, timed(name, getattr(train, name)))
     with tempfile.TemporaryDirectory() as run, open(os.devnull, "w") as nowhere:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import count, file, parse
+from command_line import end_if_failed, parse, whole_number
 
 import train
 from checkpoint import read_log
@@ -22,7 +22,7 @@ from checkpoint import read_log
 
 def main() -> None:
     """Run train.py once for each seed and print when it reached the loss, and where it ended."""
-    asked = parse(__doc__, "arguments of train.py", loss=float, seeds=count, text=file)
+    asked = parse(__doc__, "settings of train.py", loss=float, seeds=whole_number, text=str)
     target, seeds, words = asked.loss, asked.seeds, [asked.text, *asked.words]
     reached_after, trained_for, took, losses = [], [], [], []
     for seed in range(1, seeds + 1):
@@ -37,8 +37,7 @@ def main() -> None:
                         best = float(found[2])
                         if float(found[1]) <= target:
                             reached = min(reached, time.perf_counter() - began)
-            if process.returncode:
-                sys.exit(f"train.py failed with seed {seed}")
+            end_if_failed(process.returncode)
             log = read_log(Path(run))
         took.append(time.perf_counter() - began)
         losses.append(best)

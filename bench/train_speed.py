@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from command_line import file, parse
+from command_line import end_if_failed, parse
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import _ExperimentalConfig, profile
@@ -137,10 +137,19 @@ def show_profile(work: Callable[[], object], kind: str) -> None:
 
 def main() -> None:
     """Time all three in turn, each in a process of its own, so that each has its own memory."""
-    asked = parse(__doc__, "settings of train.py", text=file)
+    asked = parse(__doc__, "settings of train.py", text=str)
     words = [asked.text, *asked.words]
     context = multiprocessing.get_context("spawn")
     pipes, processes, answers = {}, {}, {name: [] for name in STEPS}
+
+    def receive(name: str) -> tuple:
+        try:
+            return pipes[name].recv()
+        except EOFError:
+            processes[name].join()
+            end_if_failed(processes[name].exitcode)
+            raise
+
     for name in STEPS:
         pipes[name], end = context.Pipe()
         # Daemons, so that when one fails the others end, too.
@@ -150,16 +159,11 @@ def main() -> None:
         os.environ.pop("GOMP_SPINCOUNT", None)
         os.environ.pop("KMP_BLOCKTIME", None)
         end.close()  # so that it is noticed here when the process fails
-        try:
-            characters, flops = pipes[name].recv()
-        except EOFError:
-            # It has said why, as train.py does.
-            processes[name].join()
-            sys.exit(processes[name].exitcode)
+        characters, flops = receive(name)
     for _ in range(ROUNDS + 1):
         for name, pipe in pipes.items():
             pipe.send("go")
-            answers[name].append(pipe.recv())
+            answers[name].append(receive(name))
     # The first round warms up.
     seconds = {name: [s for s, _ in answers[name][1:]] for name in STEPS}
     print("\n| | ms a step | characters/s | GFLOP/s | chargpt's time : this | peak memory, MB |")

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import os
+import socket
 import threading
 import zipfile
 
@@ -81,11 +82,15 @@ def test_text_that_is_not_what_it_should_be_is_not_kept(asked):
 def test_text_that_cannot_be_had_is_said(asked, monkeypatch):
     with pytest.raises(ConnectionError, match=r"gone could not be fetched .*Not Found.*save it as"):
         read_text(["gone"], TextConfig())
-    unreachable = {"far": ("http://127.0.0.1:9/far", "0" * 64)}
-    monkeypatch.setattr(catalogue, "CATALOGUE", unreachable)
-    monkeypatch.setattr("data.files.CATALOGUE", unreachable)
-    with pytest.raises(ConnectionError, match="refused"):
-        read_text(["far"], TextConfig())
+    with socket.socket() as deaf:
+        # Nobody listens there, and nobody else can have the port.
+        deaf.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}/far"
+        unreachable = {"far": (address, "0" * 64)}
+        monkeypatch.setattr(catalogue, "CATALOGUE", unreachable)
+        monkeypatch.setattr("data.files.CATALOGUE", unreachable)
+        with pytest.raises(ConnectionError, match="refused"):
+            read_text(["far"], TextConfig())
     assert os.listdir("out/texts") == []
 
 

@@ -107,10 +107,13 @@ def test_comparison_that_is_stopped_and_killed_comes_to_the_same_table(compared)
     for number, sign in [(signal.SIGTERM, SAID), (signal.SIGKILL, LAST)]:
         words = [sys.executable, compare.__file__, *TWO]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while not (run / sign).exists():
-            assert process.poll() is None
-        process.send_signal(number)
-        _, said = process.communicate()
+        try:
+            while not (run / sign).exists():
+                assert process.poll() is None
+            process.send_signal(number)
+            _, said = process.communicate()
+        finally:
+            process.kill()
         if number == signal.SIGTERM:
             assert process.returncode == 128 + signal.SIGTERM
             assert "stopped; the same command goes on from here" in said.decode()

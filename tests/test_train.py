@@ -161,15 +161,15 @@ def test_run_that_is_out_of_patience_at_its_end_is_told_so(book, capsys):
 
 @pytest.mark.usefixtures("_as_users_run")
 @pytest.mark.parametrize(
-    ("words", "steps", "sent", "code"),
+    ("words", "sent", "code"),
     [
-        (["--dtype", "float32", "--dropout", "0.1"], 240, signal.SIGINT, 130),
+        (["--dtype", "float32", "--dropout", "0.1"], signal.SIGINT, 130),
         # Enough for two threads, each with half of a batch.
-        (["--dtype", "bfloat16", "--batch_size", "256"], 120, signal.SIGTERM, 143),
+        (["--dtype", "bfloat16", "--batch_size", "256"], signal.SIGTERM, 143),
     ],
 )
-def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, steps, sent, code):
-    words = [book, *SMALL, *words, "--max_steps", str(steps), "--eval_interval", "40"]
+def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, sent, code):
+    words = [book, *SMALL, *words, "--max_steps", "240", "--eval_interval", "40"]
     assert train.main([*words, "--out", "out/whole"]) == 0
     script = [sys.executable, train.__file__, *words, "--out", "out/stopped"]
     # The steps depend on nothing but the settings, so it does not matter where the signal comes.
@@ -180,7 +180,7 @@ def test_stopped_and_resumed_run_is_the_run_that_was_never_stopped(book, words, 
     assert process.returncode == code
     assert "python train.py --resume out/stopped\n" in printed
     stopped = load_checkpoint(Path("out/stopped", LAST)).progress
-    assert 40 <= stopped.step < steps
+    assert 40 <= stopped.step < 240
     assert train.main(["--resume", "out/stopped"]) == 0
     for name in (BEST, LAST):
         assert Path("out/whole", name).read_bytes() == Path("out/stopped", name).read_bytes()
@@ -298,8 +298,10 @@ def test_run_goes_on_when_its_text_has_moved(trained, book):
 
 def test_minutes_are_kept_with_the_decay_included(book):
     began = time.perf_counter()
-    assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
-    assert 3 < time.perf_counter() - began < 12
+    # In 10,000 steps, as many as there are without --minutes, it would take two minutes.
+    words = [*SMALL, "--batch_size", "512", "--minutes", "0.1"]
+    assert train.main([book, *words]) == 0
+    assert 3 < time.perf_counter() - began < 30
     saved = load_checkpoint(Path("out/book-tiny", LAST))
     assert saved.progress.step == saved.settings["train"]["max_steps"]
 
@@ -317,15 +319,17 @@ def test_minutes_are_kept_even_if_the_rehearsal_was_slow(book, monkeypatch):
     rehearse = train.rehearse
     monkeypatch.setattr(train, "rehearse", rehearse_slowly)
     began = time.perf_counter()
-    assert train.main([book, *SMALL, "--minutes", "0.1"]) == 0
-    assert 3 < time.perf_counter() - began < 12
+    # In 10,000 steps, as many as there are without --minutes, it would take two minutes.
+    words = [*SMALL, "--batch_size", "512", "--minutes", "0.1"]
+    assert train.main([book, *words]) == 0
+    assert 3 < time.perf_counter() - began < 30
     assert len(log("out/book-tiny")) < 30
 
 
 def test_interval_that_is_asked_for_is_kept(book):
     assert train.main([book, *SMALL, "--minutes", "0.05", "--eval_interval", "30"]) == 0
     steps = [line["step"] for line in log("out/book-tiny")]
-    assert len(steps) > 5
+    assert len(steps) > 2
     assert steps[:-1] == list(range(0, steps[-1], 30))
 
 
