@@ -15,6 +15,15 @@ from torch import Tensor, nn
 MOMENTUM_WARMUP, MOMENTUM_RISE = 300, 0.1
 # With a higher rate, a step may overflow float32.
 LARGEST = 1e30
+# a, b and c of each Newton-Schulz step, fitted together by gradient descent: singular values from
+# 0.004 to 1 end between 0.7 and 1.2. Four such steps train as well as five with one polynomial
+# (Jordan et al., 2024), and a step of `small` takes 0.95 of the time.
+NEWTON_SCHULZ = [
+    (4.1602, -6.9075, 2.9066),
+    (4.0914, -6.2744, 2.6016),
+    (4.0615, -5.7067, 2.2324),
+    (3.0643, -3.3785, 1.1520),
+]
 
 
 @dataclass(frozen=True)
@@ -193,11 +202,10 @@ class Muon(Optimizer):
 def orthogonalize(batches: Sequence[Tensor]) -> list[Tensor]:
     """Return for each matrix U S V^T roughly U V^T: all but tiny singular values become about 1.
 
-    Each batch is (N, R, C). Five Newton-Schulz steps with the coefficients of Jordan et al. (2024):
-    the polynomial a x + b x^3 + c x^5 of the matrix is that of its singular values. Matrices of one
-    shape go through together, in a few large products instead of many small ones.
+    Each batch is (N, R, C). In a Newton-Schulz step, the polynomial a x + b x^3 + c x^5 of the
+    matrix is that of its singular values. Matrices of one shape go through together, in a few large
+    products instead of many small ones.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     # Of a matrix and its transpose, the flat one has the smaller X X^T.
     flat = [batch.mT if batch.size(1) > batch.size(2) else batch for batch in batches]
     alike: dict[torch.Size, list[int]] = defaultdict(list)
@@ -207,7 +215,7 @@ def orthogonalize(batches: Sequence[Tensor]) -> list[Tensor]:
     for indices in alike.values():
         X = torch.cat([flat[i] for i in indices])
         X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
-        for _ in range(5):
+        for a, b, c in NEWTON_SCHULZ:
             A = X @ X.mT  # X becomes a X + (b A + c A A) X
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
         for i, batch in zip(indices, X.split([len(flat[i]) for i in indices]), strict=True):

@@ -130,6 +130,15 @@ def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(
     assert (values < 1.3).all()
 
 
+def test_all_but_tiny_singular_values_become_about_one():
+    values = torch.logspace(-2.4, 0, 500, dtype=torch.float64)
+    lengths = torch.stack([values, (1 - values**2).sqrt()], dim=1)
+    # Of length 1 already, so dividing by it changes nothing.
+    (results,) = orthogonalize([torch.diag_embed(lengths)])
+    assert results[:, 0, 0].min() > 0.69
+    assert results[:, 0, 0].max() < 1.21
+
+
 def test_matrices_of_all_shapes_are_orthogonalized_together_as_if_alone():
     torch.manual_seed(1)
     batches = [torch.randn(shape) for shape in [(2, 4, 4), (1, 16, 4), (3, 4, 16), (2, 3, 3)]]
