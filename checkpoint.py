@@ -248,8 +248,8 @@ def lock_run(folder: Path) -> Iterator[None]:
             stack.callback(os.close, descriptor)
             if not try_lock(descriptor):
                 raise ValueError(
-                    f"another process is training in {folder}; wait for it, stop it, or name "
-                    "another folder with --out"
+                    f"another process is training in {folder}; wait for it or stop it (a new run "
+                    "can have another folder, with --out)"
                 )
         for name in (BEST, LAST, LOG, CURVE):
             _temporary(folder / name).unlink(missing_ok=True)

@@ -167,7 +167,7 @@ def announce(jobs: Sequence[Job]) -> None:
     new = [job for job in jobs if job.words_to_begin and not (job.folder / LAST).exists()]
     minutes = sum(job.seconds or 0 for job in new) / 60
     time_needed = f" for {minutes:g} minutes in all" if minutes else ""
-    begun = f"; {len(jobs) - len(new)} are there" if len(new) < len(jobs) else ""
+    begun = f"; {len(jobs) - len(new)} begun or finished" if len(new) < len(jobs) else ""
     print(f"plan     {len(new)} runs to train{time_needed}{begun}; then all are measured")
 
 
@@ -175,8 +175,8 @@ def command_line() -> SettingsParser:
     """Return the parser of what can be said on the command line."""
     about = (
         "Train presets on the same text under the same budget (a minute of training each, unless "
-        "--minutes, --chars or --flops says otherwise), and compare them. All other settings are "
-        "those of train.py and change every preset."
+        "--minutes, --chars or --flops says otherwise), and compare them. All other settings but "
+        "max_steps and patience are those of train.py and change every preset."
     )
     parser = SettingsParser("compare.py", "TEXT ...", about, SECTIONS)
     parser.add_argument(
@@ -417,8 +417,7 @@ def show(
             sentences.append(f"{job.folder.name} failed: {reason}")
         else:
             row.failure = reason
-    ids, targets = parts.validation_ids, torch.arange(1, len(parts.validation_ids))
-    simple = baselines(parts.training_ids, ids, targets, vocabulary)
+    simple = baselines(parts.training_ids, parts.validation_ids, vocabulary)
     print(f"\n{as_table(rows, simple)}\n\n" + "\n".join(sentences) + "\n")
     passage = vocabulary.decode(parts.validation_ids[parts.passage].tolist())
     # A file's name need not be UTF-8.

@@ -260,6 +260,8 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
             f"to go on, give a larger one, such as --max_steps {2 * step or 1}, or --minutes"
         )
     where = f"say where it is: python train.py TEXT --resume {shlex.quote(folder.as_posix())}"
+    if text_config.val_text is not None:
+        where += " --val_text OTHER"
     named = [] if paths else list(checkpoint.text["paths"])
     if text_config.val_text is not None and "val_text" not in flags["text"]:
         named.append(text_config.val_text)

@@ -28,7 +28,7 @@ from data import (
     TextConfig,
     Vocabulary,
     count_copied,
-    predicted_places,
+    evenly_spaced,
     read_text,
 )
 from model import GPT, SamplingConfig
@@ -195,10 +195,9 @@ def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, 
 
 def score(model: GPT, vocabulary: Vocabulary, text: str, precision: torch.dtype, note: str) -> str:
     """Say how well a model predicts a text, measured as a run measures its validation part."""
-    ids = vocabulary.encode(text, unknown=True)
+    ids = evenly_spaced(vocabulary.encode(text, unknown=True), EVALUATED_CHARACTERS)
     loss = evaluate(model, ids.to(model.head.weight.device), precision)
-    places = predicted_places(len(ids), model.config.block_size, EVALUATED_CHARACTERS)
-    predicted = "".join(text[place] for place in places.tolist())
+    predicted = vocabulary.decode(ids[1:].tolist())
     # Where characters are unknown, it is another text whose bytes would be counted.
     per_byte = "" if note else f", {bits_per_byte(loss, predicted):.4f} bits per byte"
     return (

@@ -37,7 +37,7 @@ from config.script import (
     harmless,
     run_script,
 )
-from data import CATALOGUE, baselines, predicted_places, survey
+from data import CATALOGUE, baselines, evenly_spaced, survey
 from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
@@ -128,7 +128,8 @@ def command_line() -> SettingsParser:
     parser.add_argument(
         "--preset",
         help="tiny, mini, small, medium, base, the path of a .toml file, or auto (the default), "
-        "which chooses by device and length of text, and reads a short one at most 30 times",
+        "which chooses by device and length of text, and reads a short one at most 30 times "
+        "(or in 200 steps)",
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: out/<text>-<preset>)")
     parser.add_argument(
@@ -333,7 +334,8 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
             loss = take_step(step, run.config.max_steps)
             loss_sum += loss
             progress.loss_count += 1
-            # Looking at a number makes Python wait for a GPU, so there it is done now and then.
+            # Looking at a number makes Python wait for a GPU, so there it is done when the
+            # bar is drawn, or else at the next evaluation or save.
             shown = bar.update()
             if shown or loss.device.type == "cpu":
                 finite(loss.item())
@@ -527,9 +529,8 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
 
 def describe_baselines(run: Run) -> str:
     """Say what simpler models make of the validation part, and how far below them this one is."""
-    ids, block_size = run.validation_ids.cpu(), run.model.config.block_size
-    targets = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
-    bits = baselines(run.training_ids, ids, targets, run.vocabulary)
+    ids = evenly_spaced(run.validation_ids, EVALUATED_CHARACTERS)
+    bits = baselines(run.training_ids, ids, run.vocabulary)
     others = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
     said = f"bits per character, the fewer the better: {others}"
     if run.progress.best_loss is None:
@@ -547,7 +548,7 @@ def describe_baselines(run: Run) -> str:
     # The unknown character stands for others, of any number of bytes.
     if run.vocabulary.unwritten:
         return said
-    per_byte = bits_per_byte(run.progress.best_loss, run.vocabulary.decode(ids[targets].tolist()))
+    per_byte = bits_per_byte(run.progress.best_loss, run.vocabulary.decode(ids[1:].tolist()))
     return f"{said}\nbits per byte, to compare languages: {per_byte:.3f}"
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config.hardware import DoesNotFitError, ran_out_of_memory
-from data import draw_starts, predicted_places, read_in_order, read_windows, step_seed
+from data import draw_starts, evenly_spaced, read_in_order, read_windows, step_seed
 from graphs import Recorded
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
@@ -33,7 +33,7 @@ PIECE_CHARACTERS = 4096
 THREAD_ACTIVATIONS = 2**14
 # More parts of a batch than this would wait for Python, which starts their operations one by one.
 MOST_PARTS = 4
-# A validation part longer than this is read in evenly spaced windows that add up to it.
+# Of a text longer than this, evenly spaced stretches that add up to it are evaluated.
 EVALUATED_CHARACTERS = 2**18
 # The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
 # the run. From 8 to 20 it makes no difference.
@@ -320,15 +320,17 @@ def evaluate(model: GPT, ids: Tensor, precision: torch.dtype) -> float:
 
 @torch.no_grad()
 def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
-    """Return the loss of each character of a text that `evaluate` is the mean of, (N,) in nats."""
-    block_size = model.config.block_size
+    """Return the loss of each character of a text that `evaluate` is the mean of, (N,) in nats.
+
+    The first has none, and of a long text only some stretches are read.
+    """
+    ids, block_size = evenly_spaced(ids, EVALUATED_CHARACTERS), model.config.block_size
 
     def read(batch_size: int) -> Tensor:
         # Allocated first: results kept of each batch would lie between pieces of memory that the
         # next one could use. With 6,000 different characters, `medium` took 5.4 GB here, not 0.8.
-        places = predicted_places(len(ids), block_size, EVALUATED_CHARACTERS)
-        losses, n_read = torch.empty(len(places), device=ids.device), 0
-        for inputs, targets in read_in_order(ids, block_size, batch_size, EVALUATED_CHARACTERS):
+        losses, n_read = torch.empty(len(ids) - 1, device=ids.device), 0
+        for inputs, targets in read_in_order(ids, block_size, batch_size):
             with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
                 logits = model(inputs).float()  # (B, T, V)
             flat = logits.flatten(0, 1), targets.flatten()

@@ -5,7 +5,6 @@ from data.batches import (
     draw_starts,
     evenly_spaced,
     fit_block_size,
-    predicted_places,
     read_in_order,
     read_windows,
     step_seed,

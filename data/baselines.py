@@ -13,26 +13,24 @@ COUNTED_CHARACTERS, COMPRESSED_CHARACTERS = 2**22, 2**20
 
 
 def baselines(
-    training_ids: Tensor, validation_ids: Tensor, targets: Tensor, vocabulary: Vocabulary
+    training_ids: Tensor, validation_ids: Tensor, vocabulary: Vocabulary
 ) -> dict[str, float]:
     """Return bits per character of a validation part, by the name of what predicts it.
 
-    `targets` are the places in it that are predicted, each from the characters before it.
-    "uniform" knows the vocabulary; "unigram", "bigram" and "trigram" have counted the training
-    part; "xz" has compressed it, and now adds the rest.
+    Its first character is not predicted. "uniform" knows the vocabulary; "unigram", "bigram" and
+    "trigram" have counted the training part; "xz" has compressed it, and now adds the rest.
     """
     # More is not counted, and a GPU may have room for more than the computer.
     training_ids = training_ids[-COUNTED_CHARACTERS:].cpu().numpy()
-    validation_ids, targets = validation_ids.cpu().numpy(), targets.numpy()
-    places = targets[:, None] + np.arange(-2, 1)  # (targets, 3)
-    # The characters before the validation part, at -1, -2, ..., are the last ones to train on.
-    before, inside = training_ids[np.minimum(places, -1)], validation_ids[np.maximum(places, 0)]
-    wanted = np.where(places < 0, before, inside)
+    validation_ids = validation_ids.cpu().numpy()
+    # The character before the validation part is the last one to train on.
+    read = np.concatenate((training_ids[-1:], validation_ids))
+    wanted = np.lib.stride_tricks.sliding_window_view(read, 3)  # each character after two others
     bits = ngram_bits(training_ids, wanted, len(vocabulary))
     known = training_ids[-COMPRESSED_CHARACTERS:]
-    read = np.concatenate((known, validation_ids[targets]))
-    before, after = (len(lzma.compress(vocabulary.decode(x).encode())) for x in (known, read))
-    return bits | {"xz": 8 * (after - before) / len(targets)}
+    more = np.concatenate((known, validation_ids[1:]))
+    before, after = (len(lzma.compress(vocabulary.decode(x).encode())) for x in (known, more))
+    return bits | {"xz": 8 * (after - before) / len(wanted)}
 
 
 def ngram_bits(training_ids: np.ndarray, wanted: np.ndarray, V: int) -> dict[str, float]:

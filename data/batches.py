@@ -9,7 +9,7 @@ from torch import Tensor
 # One character is predicted from another in the validation part, and windows of half the length
 # of the training part shall still be of some use.
 FEWEST_TO_TRAIN, FEWEST_TO_VALIDATE = 18, 2
-# What stretches that are read of a long text have in characters; a multiple of common contexts.
+# How many characters a stretch has that is read of a long text: a multiple of common contexts.
 STRETCH = 4096
 # (sqrt(5) - 1) / 2 in units of 2^-64: of all steps, multiples of this one stay farthest apart.
 GOLDEN_SECTION = np.uint64(0x9E3779B97F4A7C15)
@@ -62,30 +62,19 @@ def read_windows(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, 
     return windows[:, :-1], windows[:, 1:]
 
 
-def read_in_order(
-    ids: Tensor, block_size: int, batch_size: int, max_characters: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def read_in_order(ids: Tensor, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Read a text in windows side by side: inputs and targets, (B, T) each.
 
-    Every character but the first is a target exactly once; what is left over after the last
-    whole window comes as a shorter one. A text with more than `max_characters` is read in as
-    many evenly spaced windows as fit into them.
+    Every character but the first is a target exactly once, in order; what is left over after the
+    last whole window comes as a shorter one.
     """
-    starts = _window_starts(len(ids), block_size, max_characters)
-    for several in starts.split(batch_size) if len(starts) else ():
+    n_windows = (len(ids) - 1) // block_size
+    starts = torch.arange(n_windows) * block_size
+    for several in starts.split(batch_size) if n_windows else ():
         yield read_windows(ids, several, block_size)
-    if not _is_shortened(len(ids), block_size, max_characters):
-        rest = ids[len(starts) * block_size :].long()
-        if len(rest) > 1:
-            yield rest[None, :-1], rest[None, 1:]
-
-
-def predicted_places(length: int, block_size: int, max_characters: int) -> Tensor:
-    """Return the places (N,) of the targets of `read_in_order`, in its order."""
-    if not _is_shortened(length, block_size, max_characters):
-        return torch.arange(1, length)
-    starts = _window_starts(length, block_size, max_characters)
-    return (starts[:, None] + torch.arange(1, block_size + 1)).flatten()
+    rest = ids[n_windows * block_size :].long()
+    if len(rest) > 1:
+        yield rest[None, :-1], rest[None, 1:]
 
 
 def evenly_spaced(ids: Tensor, max_characters: int) -> Tensor:
@@ -93,21 +82,8 @@ def evenly_spaced(ids: Tensor, max_characters: int) -> Tensor:
 
     Models that look back differently far read the same characters of it.
     """
-    if not _is_shortened(len(ids), STRETCH, max_characters):
+    if len(ids) - 1 <= max_characters:
         return ids
-    starts = _window_starts(len(ids), STRETCH, max_characters)
+    n_stretches = max_characters // STRETCH
+    starts = torch.arange(n_stretches) * (len(ids) // STRETCH) // n_stretches * STRETCH
     return ids[starts[:, None] + torch.arange(STRETCH)].flatten()
-
-
-def _is_shortened(length: int, block_size: int, max_characters: int | None) -> bool:
-    """Tell whether only some of the windows are read."""
-    return max_characters is not None and length - 1 > max(max_characters, block_size)
-
-
-def _window_starts(length: int, block_size: int, max_characters: int | None) -> Tensor:
-    """Return where the whole windows begin in which a text of some length is read."""
-    n_windows = (length - 1) // block_size
-    if not _is_shortened(length, block_size, max_characters):
-        return torch.arange(n_windows) * block_size
-    n_read = max(1, max_characters // block_size)
-    return torch.arange(n_read) * n_windows // n_read * block_size

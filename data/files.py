@@ -92,7 +92,10 @@ def find_files(paths: Sequence[str], glob: str | None) -> list[tuple[str | bytes
             found += [(str(file), False) for file in inside]
         else:
             matching = f" that matches {glob}" if glob else ""
-            raise FileNotFoundError(f"there is no text file{matching} in the folder {path}")
+            raise FileNotFoundError(
+                f"there is no text file{matching} in the folder {path} (hidden files, and folders "
+                "that hold .safetensors, are left out)"
+            )
     return found
 
 

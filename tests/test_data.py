@@ -19,7 +19,6 @@ from data import (
     draw_starts,
     evenly_spaced,
     fit_block_size,
-    predicted_places,
     read_in_order,
     read_text,
     read_windows,
@@ -233,20 +232,6 @@ def test_reading_in_order_predicts_every_character_once(length, batch_size):
         assert len(inputs) <= batch_size
 
 
-def test_very_long_text_is_read_in_evenly_spaced_windows():
-    windows = list(read_in_order(torch.arange(1001), 10, 2, max_characters=250))
-    starts = torch.cat([inputs[:, 0] for inputs, _ in windows])
-    assert starts.tolist() == list(range(0, 1000, 40))
-
-
-@pytest.mark.parametrize("length", [2, 9, 11, 251, 252, 1001])
-@pytest.mark.parametrize("block_size", [10, 300])
-def test_predicted_places_are_those_of_reading_in_order(length, block_size):
-    windows = read_in_order(torch.arange(length), block_size, 2, max_characters=250)
-    targets = torch.cat([targets.flatten() for _, targets in windows])
-    assert torch.equal(predicted_places(length, block_size, 250), targets)
-
-
 def test_ngram_baselines_agree_with_counting_by_hand(story):
     """The same smoothing, written out for one place of the text at a time."""
     ids = Vocabulary.of(story).encode(story).tolist()[:1500]
@@ -273,16 +258,15 @@ def test_ngram_baselines_agree_with_counting_by_hand(story):
 def test_first_characters_to_validate_on_follow_the_last_ones_to_train_on(story):
     vocabulary = Vocabulary.of(story)
     ids = vocabulary.encode(story)
-    targets = torch.tensor([0, 1, 2, 70])
-    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary)
-    wanted = np.array([ids[5000 + place - 2 : 5001 + place].tolist() for place in targets])
+    bits = baselines(ids[:5000], ids[5000:5003], vocabulary)
+    wanted = np.array([ids[4999:5002].tolist(), ids[5000:5003].tolist()])
     assert bits["trigram"] == ngram_bits(ids[:5000].numpy(), wanted, len(vocabulary))["trigram"]
 
 
 def test_xz_counts_what_it_adds_for_the_validation_part(story):
     vocabulary = Vocabulary.of(story)
-    ids, targets = vocabulary.encode(story), torch.arange(1, len(story) - 5000)
-    bits = baselines(ids[:5000], ids[5000:], targets, vocabulary)
+    ids = vocabulary.encode(story)
+    bits = baselines(ids[:5000], ids[5000:], vocabulary)
     read = story[:5000] + story[5001:]  # the first character is not predicted
     added = len(lzma.compress(read.encode())) - len(lzma.compress(story[:5000].encode()))
     assert bits["xz"] == 8 * added / (len(story) - 5001)
@@ -298,8 +282,7 @@ def test_evenly_spaced_stretches_of_a_long_text():
     assert starts[0] == 0
     # A twelfth of the text lies between the beginnings of two, up to a stretch more or less.
     assert (starts.diff() - 1_000_000 / len(stretches)).abs().max() <= STRETCH
-    # Every model reads all of it, whatever its context is.
-    assert len(predicted_places(len(part), 8, 50_000)) == len(part) - 1
+    assert evenly_spaced(part, 50_000) is part
 
 
 def test_evenly_spaced_is_all_of_a_short_text():

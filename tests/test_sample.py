@@ -14,6 +14,7 @@ import sample
 import train
 import training
 from checkpoint import load_checkpoint
+from data.batches import STRETCH
 
 
 def written(capsys, *words) -> str:
@@ -139,8 +140,8 @@ def test_score_takes_unknown_characters_as_in_training(book, capsys, story):
 
 def test_score_of_a_long_text_is_that_of_a_part(trained, monkeypatch, capsys):
     for module in (sample, training):
-        monkeypatch.setattr(module, "EVALUATED_CHARACTERS", 100)
-    assert "the mean over 96 of 6," in written(capsys, "--score", "book.txt")
+        monkeypatch.setattr(module, "EVALUATED_CHARACTERS", STRETCH)
+    assert "the mean over 4,095 of 6," in written(capsys, "--score", "book.txt")
 
 
 def test_copies_are_told(trained, capsys):

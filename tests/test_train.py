@@ -291,6 +291,18 @@ def test_run_without_its_best_model_finds_a_new_one(trained):
     assert load_checkpoint(Path(trained, BEST)).progress.best_step == 21
 
 
+def test_run_goes_on_when_its_validation_text_has_moved(book, capsys):
+    Path("other.txt").write_bytes(Path(book).read_bytes())
+    words = [book, "--val_text", "other.txt", *SMALL, "--max_steps", "2", "--out", "run"]
+    assert train.main(words) == 0
+    os.rename("other.txt", "moved.txt")
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "run", "--max_steps", "3"])
+    assert "python train.py TEXT --resume run --val_text OTHER" in capsys.readouterr().err
+    words = [book, "--resume", "run", "--val_text", "moved.txt", "--max_steps", "3"]
+    assert train.main(words) == 0
+
+
 def test_run_goes_on_when_its_text_has_moved(trained, book):
     os.rename(book, "moved.txt")
     assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0

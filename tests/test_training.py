@@ -24,6 +24,7 @@ import train
 import training
 from checkpoint import optimizer_tensors
 from data import draw_starts, read_windows
+from data.batches import STRETCH
 from model import GPT, GPTConfig
 from optimizer import as_one_vector
 
@@ -162,13 +163,14 @@ def test_evaluation_is_the_mean_over_every_character_of_the_text():
 
 
 def test_very_long_validation_part_is_read_in_part(monkeypatch):
-    monkeypatch.setattr(training, "EVALUATED_CHARACTERS", 16)
     torch.manual_seed(1)
-    model, ids = GPT(GPTConfig(8, 1, 1, 4), 5), torch.randint(5, (83,))
-    # Two of ten windows: the one at the beginning and the one in the middle.
-    parts = [F.cross_entropy(model(ids[None, i : i + 8])[0], ids[i + 1 : i + 9]) for i in (0, 40)]
-    expected = sum(part.item() for part in parts) / 2
-    assert training.evaluate(model, ids, torch.float32) == pytest.approx(expected, rel=1e-5)
+    model, ids = GPT(GPTConfig(8, 1, 1, 4), 5), torch.randint(5, (5 * STRETCH + 1,))
+    # Two of five stretches: the one at the beginning and the one in the middle.
+    read = torch.cat((ids[:STRETCH], ids[2 * STRETCH : 3 * STRETCH]))
+    expected = training.evaluate(model, read, torch.float32)
+    assert training.evaluate(model, ids, torch.float32) != expected
+    monkeypatch.setattr(training, "EVALUATED_CHARACTERS", 2 * STRETCH)
+    assert training.evaluate(model, ids, torch.float32) == expected
 
 
 @pytest.mark.usefixtures("_two_threads")
