@@ -210,7 +210,7 @@ def student(freedom: int) -> float:
 def explain(rows: Sequence[Row], parts: Parts) -> list[str]:
     """Say in sentences what the numbers of a comparison do and do not hold."""
     n, seeds = len(parts.validation_ids) - 1, max(row.seeds for row in rows)
-    n_training = min(len(parts.training_ids) - 1, EVALUATED_CHARACTERS)
+    n_training = len(evenly_spaced(parts.training_ids, EVALUATED_CHARACTERS)) - 1
     stretches = count_stretches(n)
     error = f"one standard error, from {stretches} stretches of the validation part"
     if stretches < 2:

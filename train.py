@@ -129,7 +129,7 @@ def command_line() -> SettingsParser:
         "--preset",
         help="tiny, mini, small, medium, base, the path of a .toml file, or auto (the default), "
         "which chooses by device and length of text, and reads a short one at most 30 times "
-        "(or in 200 steps)",
+        "(but takes at least 200 steps)",
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: out/<text>-<preset>)")
     parser.add_argument(

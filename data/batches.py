@@ -9,7 +9,8 @@ from torch import Tensor
 # One character is predicted from another in the validation part, and windows of half the length
 # of the training part shall still be of some use.
 FEWEST_TO_TRAIN, FEWEST_TO_VALIDATE = 18, 2
-# How many characters a stretch has that is read of a long text: a multiple of common contexts.
+# How many characters a stretch has that is read of a long text: a multiple of common contexts, so
+# that a window reaches into the next stretch with its last target only.
 STRETCH = 4096
 # (sqrt(5) - 1) / 2 in units of 2^-64: of all steps, multiples of this one stay farthest apart.
 GOLDEN_SECTION = np.uint64(0x9E3779B97F4A7C15)

@@ -93,8 +93,8 @@ def find_files(paths: Sequence[str], glob: str | None) -> list[tuple[str | bytes
         else:
             matching = f" that matches {glob}" if glob else ""
             raise FileNotFoundError(
-                f"there is no text file{matching} in the folder {path} (hidden files, and folders "
-                "that hold .safetensors, are left out)"
+                f"there is no text file{matching} in the folder {path} (what is hidden, runs, "
+                "and folders such as venv and build are left out)"
             )
     return found
 

@@ -17,6 +17,7 @@ import torch
 from conftest import SMALL
 
 import train
+import training
 from checkpoint import (
     BEST,
     LAST,
@@ -29,6 +30,7 @@ from checkpoint import (
 )
 from config import TOO_LARGE
 from data import Vocabulary
+from data.batches import STRETCH
 from run import choose_preset
 
 
@@ -490,6 +492,22 @@ def test_what_is_said_of_a_short_text_and_of_one_to_validate_on(book, story, cap
     n = len(story)
     assert f"{n + 26:,} characters, the last {n:,} of them to validate on, " in printed
     assert "warning: a text that is read so often is learned by heart" in printed
+
+
+def test_long_validation_part_is_measured_as_its_stretches_alone(book, story, monkeypatch, capsys):
+    for module in (train, training):
+        monkeypatch.setattr(module, "EVALUATED_CHARACTERS", STRETCH)
+    # Of so long a text, the first stretch is read.
+    Path("long.txt").write_text(story, encoding="utf-8")
+    Path("first.txt").write_text(story[:STRETCH], encoding="utf-8")
+    said = []
+    for name in ("long", "first"):
+        words = [book, "--val_text", f"{name}.txt", *SMALL, "--max_steps", "2", "--out", name]
+        assert train.main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        said.append([line for line in lines if line.startswith("bits per ")])
+    assert len(said[0]) == 2
+    assert said[0] == said[1]
 
 
 def test_unknown_character_is_learned_from_but_never_written(book, capsys):
