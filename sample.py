@@ -23,14 +23,7 @@ from checkpoint import find_run, load_model, newest_run
 from config import SettingsParser, Values, build
 from config.hardware import Device, choose_device, choose_precision, to_device
 from config.script import bad_input_exits, harmless, run_script
-from data import (
-    LONG_COPY,
-    TextConfig,
-    Vocabulary,
-    count_copied,
-    evenly_spaced,
-    read_text,
-)
+from data import LONG_COPY, TextConfig, Vocabulary, count_copied, evenly_spaced, read_text
 from model import GPT, SamplingConfig
 from training import EVALUATED_CHARACTERS, bits_per_byte, evaluate, nats_and_bits
 
