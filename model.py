@@ -137,8 +137,8 @@ def drop(x: Tensor, p: float) -> Tensor:
     """Set a share p of the elements to zero and scale up the rest to the same mean: dropout.
 
     On a CPU torch draws each of them by itself, which takes longer than all else in a step of
-    `base`. Here, every mask is cut from a random place of a long one that is drawn once for a seed,
-    and so once for a step.
+    `base`. Here, every mask is cut from a random place of a long one, drawn once for each seed and
+    length; in training, each step has a seed.
     """
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
@@ -284,8 +284,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return logits (B, T, V) for ids (B, T), which stand at positions 0 to T - 1.
 
-        With caches of S positions, they stand at the positions given (T,), each below S, and see
-        what the caches hold of those before.
+        With caches of S positions, they stand at the positions given (T,), each below S, and
+        attend to what the caches hold of earlier ones, too.
         """
         T, block_size = ids.size(1), self.config.block_size
         if block_size < T:
@@ -334,9 +334,10 @@ class GPT(nn.Module):
         elif len(generators) != len(ids):
             raise ValueError(f"{len(ids)} rows need as many generators, not {len(generators)}")
         caches = self.empty_caches(len(ids))
+
+        # A recording has fixed shapes (few, as S is rounded up) and reads `start` anew, a tensor.
         start = torch.zeros((), dtype=torch.long, device=device)
 
-        # A recording has fixed shapes; as S is rounded up, there are few of them.
         @functools.cache
         def reader(T: int, S: int) -> Recorded:
             """Return what reads ids (B, T) from `start` on, attending to the first S positions."""
@@ -387,7 +388,8 @@ def exponential_noise(
 def draw(logits: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """Draw one id (B,) from each row of logits (B, V); noise (B, V) is exponentially distributed.
 
-    noise / p is a waiting time with rate p, and it is the shortest of them with probability p.
+    noise / p is a waiting time with rate p, and it is the shortest of them with probability p: the
+    one whose p / noise is the largest.
     """
     # So close to 0, dividing by the temperature would overflow.
     if sampling.temperature < 1e-4:

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-# In this many first steps, Muon's momentum rises by this much.
+# Over its first so many steps, Muon's momentum rises by so much.
 MOMENTUM_WARMUP, MOMENTUM_RISE = 300, 0.1
 # With a higher rate, a step may overflow float32.
 LARGEST = 1e30
 # a, b and c of each Newton-Schulz step, fitted together by gradient descent: singular values from
-# 0.004 to 1 end between 0.7 and 1.2. After as many steps, `tiny` to `medium` are at most 0.003
-# nats behind five with one polynomial (Jordan et al., 2024), but a step of `small` takes 0.95 of
-# the time. `base` on a GPU has not been measured.
+# 0.004 to 1 end between 0.7 and 1.2. After as many training steps, `tiny` to `medium` are at most
+# 0.003 nats behind five with one polynomial (Jordan et al., 2024), but a step of `small` takes 0.95
+# of the time. `base` on a GPU has not been measured.
 NEWTON_SCHULZ = [
     (4.1602, -6.9075, 2.9066),
     (4.0914, -6.2744, 2.6016),
@@ -41,9 +41,9 @@ class OptimizerConfig:
     weight_decay: Annotated[float, "pull of AdamW's matrices and embeddings towards 0"] = 0.1
     muon_weight_decay: Annotated[float, "pull of Muon's matrices towards 0"] = 0.0
     muon_momentum: Annotated[float, "memory of Muon's mean of gradients"] = 0.95
-    muon_nu: Annotated[float, "largest share of that mean in a step; the gradient has the rest"] = (
-        0.85
-    )
+    muon_nu: Annotated[
+        float, "largest share of Muon's mean in a step; the gradient has the rest"
+    ] = 0.85
     beta1: Annotated[float, "memory of AdamW's mean of gradients"] = 0.9
     beta2: Annotated[float, "memory of AdamW's mean of squared gradients"] = 0.99
     grad_clip: Annotated[float, "gradients longer than this are shortened to it"] = 1.0
@@ -165,8 +165,8 @@ class Muon(Optimizer):
         precision: torch.dtype,
     ):
         of_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        for parameter, parts in matrices:
-            of_shape[parameter.size(0) // parts, parameter.size(1)].append(parameter)
+        for parameter, n_matrices in matrices:
+            of_shape[parameter.size(0) // n_matrices, parameter.size(1)].append(parameter)
         self.sizes = {shape: sum(p.numel() for p in alike) for shape, alike in of_shape.items()}
         # Matrices of one shape lie side by side.
         parameters = [parameter for alike in of_shape.values() for parameter in alike]
@@ -252,9 +252,9 @@ def make_optimizers(
     adamw = AdamW([group for group in groups if group["params"]])
     if not with_muon:
         return [adamw]
-    # A step keeps the weights of all groups in one vector, in this order. Behind a bias of odd
-    # length, matrices lie at odd addresses, for which a GPU has slow kernels only: then a step of
-    # `base` takes 13.9 ms on an H100 instead of 7.3.
+    # What training has in one vector for all groups, such as a gradient, is in this order. Behind a
+    # bias of odd length, matrices lie at odd addresses, for which a GPU has slow kernels only: then
+    # a step of `base` takes 13.9 ms on an H100 instead of 7.3.
     return [Muon(with_muon, config, precision), adamw]
 
 

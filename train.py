@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder = folder_to_resume(arguments)
                 until_the_end.enter_context(lock_run(folder))
                 run = resume(folder, arguments.texts, flags)
+            # A preset may have minutes.
             if "max_steps" in flags["train"]:
                 run.config = replace(run.config, minutes=None)
             minutes = run.config.minutes
@@ -94,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_to_overwrite(run.folder)
             else:
                 # The log ends at the last evaluation; the steps since then took time, too.
-                step, known = run.progress.step, run.log[-1]["step"] if run.log else 0
-                usual = run.seconds_before / known if known else pace.step
-                run.seconds_before += (step - known) * usual
+                logged = run.log[-1]["step"] if run.log else 0
+                seconds_per_step = run.seconds_before / logged if logged else pace.step
+                run.seconds_before += (run.progress.step - logged) * seconds_per_step
                 write_log(run.folder, run.log)
             # A folder that cannot be written is found out now, and not after an hour; and what the
             # command line changed holds, even if the run is killed before its next save.
@@ -164,7 +165,7 @@ class Pace:
         return max(1, int(min(steps, MOST_STEPS)))
 
     def duration(self, steps: int, eval_interval: float) -> float:
-        """Return how long steps take, with their evaluations and one at the end."""
+        """Return how long steps take, with their evaluations, at step 0 and at the end included."""
         return steps * (self.step + self.evaluation / eval_interval) + self.evaluation
 
     def eval_interval(self, steps: int) -> int:
@@ -218,6 +219,7 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     config, progress, start = run.config, run.progress, run.progress.step
     steps = config.max_steps - start
     if deadline is not None:
+        # At first without evaluations: how many there are depends on the number of steps.
         steps = pace.steps_until(deadline, eval_interval=math.inf)
     interval = config.eval_interval or pace.eval_interval(steps)
     about = ""
@@ -291,10 +293,10 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
     With a deadline, max_steps is corrected by the speed so far. Raises
     FloatingPointError as soon as a loss, a gradient or a weight is seen not to be finite.
     """
-    progress, start, began, evaluating = run.progress, run.progress.step, time.perf_counter(), 0.0
+    progress, start, evaluating = run.progress, run.progress.step, 0.0
+    began = saved_at = drawn_at = time.perf_counter()
     take_step = step_function(run)
     loss_sum = torch.tensor(progress.loss_sum, device=run.training_ids.device)
-    saved_at = drawn_at = began
     bar = tqdm(
         total=run.config.max_steps,
         initial=start,
@@ -313,7 +315,7 @@ def train(run: Run, pace: Pace, deadline: float | None) -> int:
                 correct_plan(run, pace, deadline, step - start, training, due)
                 bar.total = run.config.max_steps
             at_end = step == run.config.max_steps
-            if (due or at_end) and step != progress.evaluated_step:
+            if (due or at_end) and step != evaluated:
                 progress.loss_sum = finite(loss_sum.item())
                 evaluation_began = time.perf_counter()
                 validation_loss = evaluate(run.average, run.validation_ids, run.precision)
@@ -352,18 +354,18 @@ def correct_plan(
 ) -> None:
     """Fix anew how many steps there will be, from the seconds that `taken` of them took.
 
-    That is done before each evaluation, after 8, 16, 32, ... steps, and when time is left at the
-    end: the rehearsal may have been slow by chance, and then evaluations become rarer, too.
+    That is done before an evaluation that is due, after 8, 16, 32, ... steps, and when time is left
+    at the end: the rehearsal may have been slow by chance, and then evaluations become rarer, too.
     """
     step, config = run.progress.step, run.config
     at_end, interval = step == config.max_steps, run.progress.eval_interval
-    early = at_end and deadline - time.perf_counter() > 0.1 * training
-    young = taken >= 8 and taken.bit_count() == 1
-    if not (early or young or (due and not at_end)):
+    time_left = at_end and deadline - time.perf_counter() > 0.1 * training
+    power_of_two = taken >= 8 and taken.bit_count() == 1
+    if not (time_left or power_of_two or (due and not at_end)):
         return
     pace.step = training / taken
-    steps = pace.steps_until(deadline - due * pace.evaluation, interval)
-    if (early or young) and config.eval_interval is None:
+    steps = pace.steps_until(deadline - (pace.evaluation if due else 0.0), interval)
+    if (time_left or power_of_two) and config.eval_interval is None:
         run.progress.eval_interval = max(interval, pace.eval_interval(steps))
     run.config = replace(config, max_steps=step + steps)
 
@@ -392,8 +394,8 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         }
     )
     progress.evaluated_step, progress.loss_sum, progress.loss_count = step, 0.0, 0
-    # An untrained model is never the best, however lucky on a short validation part, nor is one
-    # that is lost, where only last.safetensors was brought along.
+    # Any model takes the place of a best that is untrained, however lucky on a short validation
+    # part, or lost, where only last.safetensors was brought along.
     lost = run.unsaved_best is None and not (run.folder / BEST).exists()
     if lost or progress.best_step == 0 or validation_loss < progress.best_loss:
         run.note_best(validation_loss)
@@ -404,7 +406,7 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         f"validation {nats_and_bits(validation_loss)}; "
         f"{describe_best(progress)}"
     )
-    # That is said at the first sign of it.
+    # That is said once: when the newest line is the only sign.
     if signs_of_overfitting(run) == run.log[-1:]:
         advice = "" if run.config.patience else ", Ctrl-C stops, --patience 3 stops by itself"
         tqdm.write(
@@ -445,8 +447,8 @@ def draw_curve(run: Run) -> None:
 def signs_of_overfitting(run: Run) -> list[dict[str, Any]]:
     """Return the lines of the log that show overfitting.
 
-    They are those from the second evaluation on that is worse than the best, because one may be
-    chance, with a training loss that is lower than there.
+    They are no better than the best in validation, but better in training. The first line after
+    the best is left out, because one may be chance.
     """
     losses = {line["step"]: line["training_loss"] for line in run.log}
     if (at_best := losses.get(run.progress.best_step)) is None:

@@ -35,11 +35,11 @@ THREAD_ACTIVATIONS = 2**14
 MOST_PARTS = 4
 # Of a text longer than this, evenly spaced stretches that add up to it are evaluated.
 EVALUATED_CHARACTERS = 2**18
-# The higher, the shorter is what the average of the weights looks back on: here, a seventeenth of
-# the run. From 8 to 20 it makes no difference.
+# The average of the weights looks back on 1 / (this + 1) of the run. From 8 to 20 it makes no
+# difference.
 AVERAGING_POWER = 16
-# How many characters evaluation reads at once: it depends on the device, and on no setting, so that
-# the loss depends on none.
+# Evaluation reads as many characters at once as suit the device, whatever the batch size: so that
+# does not change the loss, not even by rounding.
 EVALUATION_PIECE_CHARACTERS = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 
 Result = TypeVar("Result")
@@ -47,10 +47,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Pieces:
-    """How many windows of a batch go through the model at once, once memory has run out.
-
-    Then the parts of a batch are computed one by one.
-    """
+    """How many windows go through the model at once since memory ran out; None before that."""
 
     windows: int | None = None
 
@@ -70,8 +67,9 @@ def make_step(
 
     It is called with step and max_steps. What happens depends on the weights, the optimizers,
     the settings, (seed, step) and the number of threads, and on nothing else. The loss is NaN
-    if the gradient is not finite. Where memory runs out, the batch goes through the network in
-    smaller pieces from then on; DoesNotFitError says what would fit if not even one window does.
+    if the gradient is not finite. A batch is computed in parts, each by its own threads, and a part
+    in pieces, one after another. Where memory runs out, pieces are smaller from then on, and parts
+    no longer go side by side; DoesNotFitError says what would fit if not even one window does.
     The average is brought into a vector: a function made for it earlier no longer updates it.
     """
     on_cpu = ids.device.type == "cpu"
@@ -84,19 +82,19 @@ def make_step(
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in groups for parameter in group["params"]]
 
-    def in_order(network: GPT) -> list[nn.Parameter]:
+    def parameters_of(network: GPT) -> list[nn.Parameter]:
         return [network.get_parameter(name) for name in order]
 
-    averaged = as_one_vector(in_order(average)).split(sizes)
+    averaged = as_one_vector(parameters_of(average)).split(sizes)
     # Weights are kept and moved in float32. In a lower precision, a copy of them does the
     # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
     network = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
-    network_weights = in_order(network)
+    network_weights = parameters_of(network)
     if network is not model:
         copies = as_one_vector(network_weights).split(sizes)
     block_size = model.config.block_size
     usual = piece_size(batch_size, block_size, ids.device)
-    share = torch.zeros((), device=ids.device)
+    average_share = torch.zeros((), device=ids.device)
     n_parts, threads = divide_among_threads(batch_size, model.config, ids.device)
     pool = ThreadPoolExecutor(n_parts, initializer=set_own_threads, initargs=(threads,))
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
@@ -109,8 +107,12 @@ def make_step(
         loss = total / (batch_size * block_size)
         return loss.detach(), torch.autograd.grad(loss, network_weights)
 
+    def recorded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        # On a CPU, Python draws where dropout masks are cut: a recording would repeat that.
+        return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
+
     def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
-        """Write the gradient of windows, by weight, and return what they add to the loss."""
+        """Write the gradient of windows, weight by weight; return what they add to the loss."""
         loss = 0.0
         at_once = pieces.windows or usual // n_parts
         for i, piece in enumerate(starts.split(at_once)):
@@ -121,6 +123,7 @@ def make_step(
             loss = loss + piece_loss
         return loss
 
+    @recorded
     def update_weights(loss: Tensor) -> Tensor:
         """Update the weights by the sum of the gradients, and return the loss."""
         total = gradients[0]
@@ -131,28 +134,23 @@ def make_step(
         gradient_of_group = iter(total.split(sizes))
         for optimizer in optimizers:
             optimizer.step([next(gradient_of_group) for _ in optimizer.param_groups])
-        update_average(averaged, weights, share)
+        update_average(averaged, weights, average_share)
         if network is not model:
             torch._foreach_copy_(copies, weights)
         # What is added is 0, or NaN if the norm is not finite.
         return loss + 0 * norm
-
-    def recorded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        # On a CPU, Python draws where dropout masks are cut: a recording would repeat that.
-        return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
         views = [parts_of(gradient, network_weights) for gradient in gradients]
         return [recorded(partial(write_gradient, view)) for view in views]
 
     parts = recorded_parts()
-    update_weights = recorded(update_weights)
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
         """Compute the parts of a batch, `windows` windows at once, and return the loss."""
         if windows < (pieces.windows or usual):
-            # The old recordings read more of them at once.
-            parts[:], pieces.windows = recorded_parts(), windows
+            pieces.windows = windows
+            parts[:] = recorded_parts()  # those of before read more windows at once
         if model.config.dropout:
             # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
             torch.manual_seed(step_seed(seed, step))
@@ -166,7 +164,7 @@ def make_step(
 
     def take_step(step: int, max_steps: int) -> Tensor:
         set_schedule(optimizers, step, max_steps, config)
-        share.fill_(averaging_share(step))
+        average_share.fill_(averaging_share(step))
         starts = draw_starts(len(ids), batch_size, block_size, seed, step)  # (B,)
         if ids.is_cuda:
             # From ordinary memory, a copy to the GPU waits until the GPU is done.
@@ -190,6 +188,7 @@ def make_step(
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
         return update_weights(loss)
 
+    # What the pool does not do has no more threads than that, either.
     return on_threads(n_parts * threads)(take_step) if on_cpu else take_step
 
 
@@ -227,9 +226,10 @@ def averaging_share(step: int) -> float:
     """Return how far the averaged weights move towards those after a step.
 
     The weights of step t count in proportion to t^16 ("Stochastic Gradient Descent for Non-smooth
-    Optimization", Shamir and Zhang, 2013, section 4). The average is evaluated and kept: it
-    overfits a short text later. Four layers 64 wide, trained on an eighth of Shakespeare, are at
-    best at 2.14 instead of 2.20 nats; where a text is read a few times, it changes nothing.
+    Optimization", Shamir and Zhang, 2013, section 4). The average is what is evaluated and kept,
+    because it overfits a short text later. Four layers 64 wide, trained on an eighth of
+    Shakespeare, are at best at 2.14 instead of 2.20 nats; where a text is read a few times, it
+    changes nothing.
     """
     return (AVERAGING_POWER + 1) / (step + 1 + AVERAGING_POWER)
 
@@ -258,7 +258,7 @@ def keep_freed_memory() -> None:
 
 def set_own_threads(n: int) -> None:
     """Let n threads share what this thread computes from now on."""
-    # A thread's first look at its number sets it to the one last set in any thread, so that look
+    # In a new thread, the first look at its number takes over the one last set in any thread, so it
     # comes first. Without it, in one run of 30, a part was computed with the main thread's number.
     torch.get_num_threads()
     torch.set_num_threads(n)
