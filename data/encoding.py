@@ -70,6 +70,7 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
     and so is what is known to be no text.
     """
     decoder, n_read, blocks = codecs.getincrementaldecoder("utf_8")(), 0, iter(blocks)
+    beyond_ascii = False
     for block in itertools.chain(blocks, [b""]):  # an empty block is the end
         if n_read == 0:
             for mark, encoding in BYTE_ORDER_MARKS.items():
@@ -83,15 +84,20 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             _refuse_utf16(block, name)
         n_read += len(block)
         try:
-            decoder.decode(block, final=not block)
+            beyond_ascii |= not decoder.decode(block, final=not block).isascii()
         except UnicodeDecodeError as error:
-            complaint = f"{name} is not in UTF-8 ({_place(error, n_read)})"
+            place = _place(error, n_read)
             # What comes before is ASCII or luck; a line is a good place to begin.
             line = error.object.rfind(b"\n", 0, error.start) + 1
             probe = error.object[max(line, error.start - PROBE // 2) :]
             while len(probe) < PROBE and (more := next(blocks, b"")):
                 probe += more
-            return _guess(probe[:PROBE], complaint)
+            if (beyond_ascii and not block) or _is_nearly_utf8(probe[:PROBE]):
+                raise ValueError(
+                    f"{name} is in UTF-8, but damaged or cut off ({place}); mend that, or leave it "
+                    f"out: iconv -c -f utf-8 -t utf-8"
+                ) from None
+            return _guess(probe[:PROBE], f"{name} is not in UTF-8 ({place})")
     return "utf_8"
 
 
@@ -133,6 +139,12 @@ def _place(error: UnicodeDecodeError, n_read: int) -> str:
     # The decoder keeps the beginning of a character from one block to the next.
     place = n_read - len(error.object) + error.start
     return f"byte {error.object[error.start]:#04x} at position {place:,}"
+
+
+def _is_nearly_utf8(probe: bytes) -> bool:
+    """Tell whether ten characters beyond ASCII can be read as UTF-8 for each that cannot be."""
+    beyond = re.sub("[\0-\x7f]", "", probe.decode("utf_8", "replace"))
+    return len(beyond) > 10 * beyond.count("\ufffd")
 
 
 def _guess(probe: bytes, complaint: str) -> str:

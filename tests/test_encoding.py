@@ -126,6 +126,26 @@ def test_encoding_that_does_not_show_is_refused_with_candidates(text, encoding):
     assert characters(read_text(["book.txt"], TextConfig(encoding=encoding))) == text
 
 
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        (RUSSIAN.rstrip(".").encode()[:-1], "byte 0xd0 at position 109"),
+        (RUSSIAN[:20].encode() + b"\xff" + RUSSIAN[20:].encode(), "byte 0xff at position 38"),
+    ],
+)
+def test_damaged_utf8_is_not_taken_for_another_encoding(written, place):
+    Path("book.txt").write_bytes(written)
+    with pytest.raises(ValueError, match="is in UTF-8, but damaged or cut off") as error:
+        read_file("book.txt")
+    assert place in str(error.value)
+
+
+def test_last_letter_of_another_encoding_is_no_cut_utf8():
+    Path("book.txt").write_bytes("Il est au café".encode("cp1252"))
+    with pytest.raises(ValueError, match="is not in UTF-8"):
+        read_file("book.txt")
+
+
 def test_what_comes_before_the_first_foreign_byte_may_be_long():
     preface = "A preface on a line of its own, and then what was found.\r" * 2000
     Path("book.txt").write_bytes((preface + CHINESE).encode("gb18030"))
