@@ -179,9 +179,9 @@ def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, 
         what = "left out" if writing.unknown == "skip" else "taken for the unknown character"
         note = f"; {n_unknown:,} that the model never saw were {what}"
         text = readable(text, vocabulary, writing, stand_in=True)
-    if len(text) < 2:
+    if len(known) < 2:
         raise ValueError(
-            f"{writing.score} has too few characters that the model knows: {len(text)}"
+            f"{writing.score} has too few characters that the model knows: {len(known)}"
         )
     return text, note
 

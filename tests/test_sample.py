@@ -136,6 +136,10 @@ def test_score_takes_unknown_characters_as_in_training(book, capsys, story):
     said = written(capsys, "run", "--score", "rest.txt")
     assert float(said.split()[0]) == pytest.approx(progress.best_loss, abs=6e-5)
     assert "that the model never saw were taken for the unknown character" in said
+    Path("strange.txt").write_text(99 * "%")
+    with pytest.raises(SystemExit):
+        sample.main(["run", "--score", "strange.txt"])
+    assert "has too few characters that the model knows: 0" in capsys.readouterr().err
 
 
 def test_score_of_a_long_text_is_that_of_a_part(trained, monkeypatch, capsys):
