@@ -226,12 +226,15 @@ class _Undrawn(TorchFunctionMode):
 def load_model(path: str | Path) -> tuple[GPT, Vocabulary]:
     """Return the model of a checkpoint file, or the best of a run folder, and its vocabulary.
 
-    Where only last.safetensors was brought along, that has the model.
+    Where only last.safetensors was brought along, or no trained model has been evaluated yet, that
+    has the model.
     """
-    path = Path(path)
+    path, last = Path(path), Path(path) / LAST
     if path.is_dir():
-        path /= BEST if (path / BEST).exists() else LAST
+        path = path / BEST if (path / BEST).exists() else last
     checkpoint = load_checkpoint(path)
+    if checkpoint.progress.step == 0 and last.exists():
+        checkpoint = load_checkpoint(last)
     return checkpoint.average or checkpoint.model, checkpoint.vocabulary
 
 

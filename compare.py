@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is said may get lost; what is trained must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
+        # Those of a long text are kept, so that they do not cost the first run some of its time.
+        text.ids(vocabulary)
         failures: dict[Job, str] = {}
         measured: dict[Job, Measured] = {}
         all_jobs = list(itertools.chain(*jobs.values()))
@@ -203,6 +205,8 @@ def refuse_contradictions(flags: Values) -> None:
     budgets = [name for name in ("minutes", "chars", "flops") if name in given]
     if len(budgets) > 1:
         raise ValueError(f"--{' and --'.join(budgets)} all say how long to train; give one")
+    if {"val_text", "val_fraction"} <= flags["text"].keys():
+        raise ValueError("--val_text and --val_fraction both say what to validate on; give one")
     for name in ("max_steps", "patience"):
         if name in given:
             raise ValueError(
@@ -296,10 +300,10 @@ def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextCo
     if not Path(path).exists() and len(Path(path).parts) == 1:
         load_preset(path, RUN_SECTIONS)  # it says which there are
     run = find_run(path)
-    if not (run / BEST).is_file():
-        raise ValueError(f"{path} holds a run that has not been evaluated yet")
     advice = "only runs on the same text and split can be compared"
     saved = check_run(run, text, vocabulary, {"text": text_config}, advice)
+    if not (run / BEST).is_file() or saved.progress.best_step == 0:
+        raise ValueError(f"{path} holds a run that has not been evaluated yet")
     return Job(run.resolve().name, run, saved.model.config.block_size)
 
 
@@ -390,7 +394,7 @@ def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
     said = (job.folder / SAID).read_bytes()[begins_at:].decode(errors="replace")
     reasons = re.findall("^train.py: (.*)", said, re.MULTILINE)
     if reasons:
-        return reasons[-1]
+        return reasons[-1].rstrip()
     if process.returncode == -9:
         return "it was killed, probably because memory ran out"
     return f"it ended with exit code {process.returncode}; see {job.folder / SAID}"
@@ -429,8 +433,10 @@ def show(
     )
     if PLOTTING:
         finished = [row for row in rows if row.failure is None]
-        write_whole(folder / "losses.svg", comparison(finished, simple))
-        print(f"picture:         {folder / 'losses.svg'}")
+        # The page says why, if it cannot be drawn.
+        with contextlib.suppress(Exception):
+            write_whole(folder / "losses.svg", comparison(finished, simple))
+            print(f"picture:         {folder / 'losses.svg'}")
     else:
         print("note: pictures of the losses take one more package: pip install matplotlib")
     (best,) = (row.name for row in rows if row.best)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from checkpoint import BEST, LAST, Checkpoint, load_checkpoint, read_log
 from config import build
-from config.hardware import choose_precision
+from config.hardware import choose_precision, to_device
 from data import Text, Vocabulary, evenly_spaced
 from model import GPT, SamplingConfig
 from report import Row
@@ -69,7 +69,8 @@ class Measured:
 def measure(name: str, folder: Path, parts: Parts, device: torch.device) -> Measured:
     """Measure the best model of a run on a device."""
     last, best = load_last(folder), load_checkpoint(folder / BEST)
-    model = best.model.to(device)
+    model = best.model
+    to_device(model, device)
     (config,) = build({"train": TrainConfig}, {"train": last.settings["train"]})
     precision, _ = choose_precision(config.dtype, device, model.config.n_embd)
     losses = character_losses(model, parts.validation_ids, precision).cpu().double()

@@ -250,6 +250,11 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
                     f"{folder} was trained with {key} {before}, which cannot become {value}; "
                     f"when going on, only {', '.join(CHANGEABLE)} can change"
                 )
+    if saved["text"].val_text is None and flags["text"].get("val_text"):
+        raise ValueError(
+            f"{folder} is validated on the end of its own text, which cannot change; leave out "
+            "--val_text"
+        )
     _, optimizer_config, text_config, config = build(
         SECTIONS, {name: asdict(section) for name, section in saved.items()}, flags
     )

@@ -72,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, flags = command_line().parse(argv)
             if {"max_steps", "minutes"} <= flags["train"].keys():
                 raise ValueError("--max_steps and --minutes both say how long to train; give one")
+            if {"val_text", "val_fraction"} <= flags["text"].keys():
+                raise ValueError(
+                    "--val_text and --val_fraction both say what to validate on; give one"
+                )
             if arguments.resume is None:
                 run = begin(arguments, flags)
             else:
@@ -516,9 +520,7 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
         print(f"picture of it:  {run.folder / CURVE}")
     elif not PLOTTING:
         print(f"note: {CURVE}, a picture of it, takes one more package: pip install matplotlib")
-    # Until a trained model is evaluated, the best one is untrained.
-    usable = run.folder if progress.best_step else run.folder / LAST
-    print(f"write with it:  python sample.py {shlex.quote(usable.as_posix())}")
+    print(f"write with it:  python sample.py {folder}")
     if not stopped and signs_of_overfitting(run):
         print(
             f"more steps will hardly help, as it overfits since step {progress.best_step:,}; more "

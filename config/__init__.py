@@ -97,7 +97,7 @@ def load_preset(preset: str, sections: Sections) -> Values:
     else:
         raise ValueError(
             f"there is no preset {preset!r}{_suggest(preset, PRESETS)}; "
-            f"choose from auto, {', '.join(PRESETS)}, or give the path of a .toml file"
+            f"choose from {', '.join(PRESETS)}, or give the path of a .toml file"
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

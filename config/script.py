@@ -17,6 +17,10 @@ STOP_SIGNALS = [
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a script and exit with its code, or that of what stopped it."""
+    for name in ("stdout", "stderr"):
+        # Whoever starts it may have closed them.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, because it stays open
     for stream in (sys.stdout, sys.stderr):
         # Any character can be printed on any terminal or pipe, and lines are not held back.
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)

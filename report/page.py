@@ -123,11 +123,15 @@ def _kind(column: str) -> str:
 def _pictures(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
     if not PLOTTING:
         return "<p>Pictures of the losses need one more package: pip install matplotlib</p>"
-    pictures = {
-        "Loss against time": loss_against("seconds", rows, baselines),
-        "Loss against characters seen": loss_against("characters", rows, baselines),
-        "Loss against parameters, with two standard errors": loss_against_parameters(rows),
-    }
+    try:
+        pictures = {
+            "Loss against time": loss_against("seconds", rows, baselines),
+            "Loss against characters seen": loss_against("characters", rows, baselines),
+            "Loss against parameters, with two standard errors": loss_against_parameters(rows),
+        }
+    except Exception as error:
+        # The package may be broken in any way, and the rest of the page does not need it.
+        return f"<p>The losses could not be drawn: {escape(str(error))}</p>"
     return "".join(
         f"<figure>{_themed(picture, name, i)}<figcaption>{name}</figcaption></figure>"
         for i, (name, picture) in enumerate(pictures.items())

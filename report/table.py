@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# The key of the losses in bits.
+# One bit in nats.
 BIT = math.log(2)
 
 

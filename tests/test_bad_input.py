@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import struct
+import subprocess
 import sys
 import tarfile
 import wave
@@ -42,6 +43,10 @@ TRAIN = [
     ("damaged.gz", "damaged.gz cannot be decompressed: "),
     ("/dev/null", "/dev/null is a device, not a file with a text"),
     ("book.txt --val_fraction 1", "val_fraction is 1.0; it must be between 0 and 1"),
+    (
+        "book.txt --val_text book.txt --val_fraction 0.2",
+        "--val_text and --val_fraction both say what to validate on; give one",
+    ),
     ("book.txt --val_text missing.txt", "there is no file or folder 'missing.txt'"),
     ("book.txt --min_count 0", "min_count is 0; it must be at least 1"),
     ("short.txt", "4 characters to train on and 1 to validate on, but it takes at least 18 and 2"),
@@ -175,6 +180,12 @@ def test_closed_standard_input_gets_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert exit_code(["-"]) == 2
     assert "train.py: standard input is closed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no such shell")
+def test_closed_output_is_no_fault():
+    words = ["sh", "-c", 'exec "$0" "$1" --help >&- 2>&-', sys.executable, sample.__file__]
+    assert subprocess.run(words).returncode == 0
 
 
 def test_text_with_a_long_name_is_read():

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import compare
 import sample
 import train
 import training
-from checkpoint import BEST, LAST, load_checkpoint, read_log, save_checkpoint
+from checkpoint import BEST, LAST, load_checkpoint, load_model, read_log, save_checkpoint
 from compare import SAID
 from model import GPTConfig
 
@@ -123,27 +124,45 @@ def test_comparison_that_is_stopped_and_killed_comes_to_the_same_table(compared)
     assert table() == complete
 
 
-def test_run_that_was_stopped_goes_on(compared, monkeypatch):
+def train_and_stop(words: list[str], step: int) -> None:
+    """Begin a run and stop it after a step."""
+    draw_starts = training.draw_starts
+
+    def draw_and_stop(*arguments):
+        if arguments[-1] == step:
+            signal.raise_signal(signal.SIGTERM)
+        return draw_starts(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "draw_starts", draw_and_stop)
+        assert train.main(words) == 128 + signal.SIGTERM
+
+
+def test_run_that_was_stopped_goes_on(compared):
     complete = [row for row in table() if row["preset"] != "wild"]
     run = compared / "deep-4000chars-seed1"
     asked = load_checkpoint(run / LAST).settings["train"]
     shutil.rmtree(run)
     words = ["book.txt", *NARROW, "--preset", "deep.toml", "--out", str(run), "--max_steps", "63"]
-    draw_starts = training.draw_starts
-
-    def draw_and_stop(*arguments):
-        if arguments[-1] == 30:
-            signal.raise_signal(signal.SIGTERM)
-        return draw_starts(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "draw_starts", draw_and_stop)
-        stopped = train.main([*words, f"--eval_interval={asked['eval_interval']}"])
-    assert stopped == 128 + signal.SIGTERM
+    train_and_stop([*words, f"--eval_interval={asked['eval_interval']}"], 30)
     assert load_checkpoint(run / LAST).progress.step == 31
     assert compare.main(TWO) == 0
     assert "resumed " in (run / SAID).read_text(encoding="utf-8")
     assert table() == complete
+
+
+def test_best_model_that_is_untrained_is_not_used(book, capsys):
+    run = "out/stopped"
+    words = [book, *NARROW, "--preset", "tiny", "--out", run, "--max_steps", "99"]
+    train_and_stop([*words, "--eval_interval", "99"], 30)
+    assert load_checkpoint(Path(run, BEST)).progress.step == 0
+    model, _ = load_model(run)
+    average = load_checkpoint(Path(run, LAST)).average
+    assert torch.equal(model.head.bias, average.head.bias)
+    with pytest.raises(SystemExit) as error:
+        compare.main([book, "--presets", run])
+    assert error.value.code == 2
+    assert f"{run} holds a run that has not been evaluated yet" in capsys.readouterr().err
 
 
 def test_finished_runs_are_measured_only(compared, trained_beside, capsys):
@@ -191,6 +210,17 @@ def test_run_that_cannot_be_measured_is_missing_from_its_row_only(compared, caps
     assert "python sample.py out/compare-book/tiny-4000chars-seed1" in capsys.readouterr().out
 
 
+def test_pictures_that_cannot_be_drawn_are_all_that_is_missing(compared, monkeypatch, capsys):
+    (compared / "losses.svg").unlink()
+    # That is how Python remembers what cannot be imported.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert compare.main(TWO) == 0
+    page = (compared / "report.html").read_text(encoding="utf-8")
+    assert "The losses could not be drawn: import of matplotlib halted" in page
+    assert "write with it:   python sample.py" in capsys.readouterr().out
+    assert not (compared / "losses.svg").exists()
+
+
 def test_folder_around_the_comparison_stays_the_same_text(book, tmp_path, capsys):
     words = [".", "--presets", "tiny", "--chars", "600", *NARROW]
     Path("book.txt").rename("only.txt")
@@ -217,7 +247,8 @@ def test_flops_are_those_of_the_matrix_products():
         (["--presets", "tiny", "--minutes", "1", "--chars", "5"], "--minutes and --chars all say"),
         (["--presets", "tiny", "--max_steps", "5"], "--max_steps would give presets different"),
         (["--presets", "tiny", "--patience", "5"], "--patience would give presets different"),
-        (["--presets", "smal"], "no preset 'smal' (did you mean small?)"),
+        (["--presets", "smal"], "no preset 'smal' (did you mean small?); choose from tiny, mini"),
+        (["--presets", "tiny", "--val_text", "b", "--val_fraction", "0.2"], "both say what to"),
         (["--presets", "auto"], "auto stands for one of the presets; name some of tiny"),
         (["--presets", "tiny", "tiny"], "two presets are called tiny"),
         (["--presets", "out/trained", "x/trained"], "two presets are called trained"),

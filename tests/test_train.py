@@ -305,6 +305,12 @@ def test_run_goes_on_when_its_validation_text_has_moved(book, capsys):
     assert train.main(words) == 0
 
 
+def test_run_is_not_validated_on_another_text_when_it_goes_on(trained, book, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--resume", trained, "--val_text", book, "--max_steps", "21"])
+    assert "is validated on the end of its own text, which cannot" in capsys.readouterr().err
+
+
 def test_run_goes_on_when_its_text_has_moved(trained, book):
     os.rename(book, "moved.txt")
     assert train.main(["moved.txt", "--resume", trained, "--max_steps", "21"]) == 0
