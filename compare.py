@@ -29,6 +29,7 @@ from checkpoint import (
     OUT,
     Checkpoint,
     find_run,
+    load_checkpoint,
     lock_run,
     read_log,
     try_lock,
@@ -41,7 +42,13 @@ from data import Text, TextConfig, Vocabulary, baselines, fit_block_size, read_t
 from measurement import Measured, Parts, explain, load_last, measure, summarize
 from model import GPTConfig
 from report import PLOTTING, Row, as_csv, as_page, as_table, comparison
-from run import CHANGEABLE, build_all_but_model, describe_text, settings_of
+from run import (
+    CHANGEABLE,
+    build_all_but_model,
+    describe_text,
+    refuse_two_validation_parts,
+    settings_of,
+)
 from run import SECTIONS as RUN_SECTIONS
 from training import EVALUATED_CHARACTERS
 
@@ -121,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is said may get lost; what is trained must not.
         until_the_end.enter_context(contextlib.redirect_stdout(Unfailing(sys.stdout)))
         until_the_end.enter_context(contextlib.redirect_stderr(Unfailing(sys.stderr)))
-        # Those of a long text are kept, so that they do not cost the first run some of its time.
-        text.ids(vocabulary)
+        if text.held is None:
+            text.ids(vocabulary)  # which are kept, or the first run would lose some of its time
         failures: dict[Job, str] = {}
         measured: dict[Job, Measured] = {}
         all_jobs = list(itertools.chain(*jobs.values()))
@@ -205,8 +212,7 @@ def refuse_contradictions(flags: Values) -> None:
     budgets = [name for name in ("minutes", "chars", "flops") if name in given]
     if len(budgets) > 1:
         raise ValueError(f"--{' and --'.join(budgets)} all say how long to train; give one")
-    if {"val_text", "val_fraction"} <= flags["text"].keys():
-        raise ValueError("--val_text and --val_fraction both say what to validate on; give one")
+    refuse_two_validation_parts(flags)
     for name in ("max_steps", "patience"):
         if name in given:
             raise ValueError(
@@ -302,7 +308,7 @@ def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextCo
     run = find_run(path)
     advice = "only runs on the same text and split can be compared"
     saved = check_run(run, text, vocabulary, {"text": text_config}, advice)
-    if not (run / BEST).is_file() or saved.progress.best_step == 0:
+    if not (run / BEST).is_file() or load_checkpoint(run / BEST).progress.step == 0:
         raise ValueError(f"{path} holds a run that has not been evaluated yet")
     return Job(run.resolve().name, run, saved.model.config.block_size)
 
@@ -394,7 +400,7 @@ def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
     said = (job.folder / SAID).read_bytes()[begins_at:].decode(errors="replace")
     reasons = re.findall("^train.py: (.*)", said, re.MULTILINE)
     if reasons:
-        return reasons[-1].rstrip()
+        return reasons[-1].rstrip()  # on Windows, lines end in \r\n
     if process.returncode == -9:
         return "it was killed, probably because memory ran out"
     return f"it ended with exit code {process.returncode}; see {job.folder / SAID}"
@@ -433,9 +439,13 @@ def show(
     )
     if PLOTTING:
         finished = [row for row in rows if row.failure is None]
-        # The page says why, if it cannot be drawn.
-        with contextlib.suppress(Exception):
-            write_whole(folder / "losses.svg", comparison(finished, simple))
+        try:
+            picture = comparison(finished, simple)
+        except Exception:
+            # The page says why. What may be there is the picture of an earlier comparison.
+            (folder / "losses.svg").unlink(missing_ok=True)
+        else:
+            write_whole(folder / "losses.svg", picture)
             print(f"picture:         {folder / 'losses.svg'}")
     else:
         print("note: pictures of the losses take one more package: pip install matplotlib")

@@ -225,6 +225,12 @@ def build_all_but_model(sections: Sections, flags: Values) -> list[Any]:
     return build({name: sections[name] for name in names}, {name: flags[name] for name in names})
 
 
+def refuse_two_validation_parts(flags: Values) -> None:
+    """Raise ValueError if flags say in two ways what to validate on."""
+    if {"val_text", "val_fraction"} <= flags["text"].keys():
+        raise ValueError("--val_text and --val_fraction both say what to validate on; give one")
+
+
 def refuse_to_overwrite(folder: Path) -> None:
     """Raise ValueError if there is a run in a folder."""
     if any((folder / name).exists() for name in (BEST, LAST, LOG)):

@@ -171,7 +171,7 @@ def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, 
     """Return the text to score, and what is to be said of characters that the model never saw.
 
     Raises ValueError if there are some that are neither skipped nor stand for the unknown one, or
-    if too little is left.
+    if too little is known.
     """
     text, note = whole_text(writing.score, writing.encoding), ""
     known = vocabulary.known(text)

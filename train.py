@@ -50,6 +50,7 @@ from run import (
     evaluations_since_best,
     out_of_patience,
     refuse_to_overwrite,
+    refuse_two_validation_parts,
     resume,
     step_function,
 )
@@ -72,10 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, flags = command_line().parse(argv)
             if {"max_steps", "minutes"} <= flags["train"].keys():
                 raise ValueError("--max_steps and --minutes both say how long to train; give one")
-            if {"val_text", "val_fraction"} <= flags["text"].keys():
-                raise ValueError(
-                    "--val_text and --val_fraction both say what to validate on; give one"
-                )
+            refuse_two_validation_parts(flags)
             if arguments.resume is None:
                 run = begin(arguments, flags)
             else:

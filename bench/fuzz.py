@@ -155,7 +155,7 @@ def try_checkpoint(path: str) -> str:
             if model(torch.zeros(1, 1, dtype=torch.int64)).shape != (1, 1, model.vocab_size):
                 return "NO VALID MODEL"
         if Path(path).name == LAST:
-            train.resume(Path(path).parent, [], {"train": {"max_steps": 10**6}})
+            train.resume(Path(path).parent, [], {"text": {}, "train": {"max_steps": 10**6}})
     except (ValueError, OSError) as error:
         one_line = 0 < len(str(error)) < 1000 and "\n" not in str(error)
         return "sentence" if one_line else f"NO SENTENCE: {str(error)[:500]!r}"

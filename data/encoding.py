@@ -25,6 +25,8 @@ OTHER_FORMATS = {
     b"\xff\xd8\xff": "a picture",
     b"\x7fELF": "a program",
 }
+# What is UTF-8 has to be read whole to know it, with a mark or without one.
+UTF8 = ("utf_8", "utf_8_sig")
 # How much is looked at to guess an encoding.
 PROBE = 2**16
 
@@ -62,6 +64,10 @@ FEWEST_TO_GUESS = 20
 ESCAPES = ("unicode-escape", "raw-unicode-escape", "utf-7", "idna", "punycode")
 
 
+class DamagedError(ValueError):
+    """A text is in UTF-8 but for some bytes; the message is a sentence for people."""
+
+
 def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
     """Return the encoding of a text that comes in blocks of bytes.
 
@@ -70,12 +76,15 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
     and so is what is known to be no text.
     """
     decoder, n_read, blocks = codecs.getincrementaldecoder("utf_8")(), 0, iter(blocks)
-    beyond_ascii = False
+    encoding, beyond_ascii = "utf_8", False
     for block in itertools.chain(blocks, [b""]):  # an empty block is the end
         if n_read == 0:
-            for mark, encoding in BYTE_ORDER_MARKS.items():
+            for mark, marked in BYTE_ORDER_MARKS.items():
                 if block.startswith(mark):
-                    return encoding
+                    encoding = marked
+                    break
+            if encoding not in UTF8:
+                return encoding
             for beginning, kind in OTHER_FORMATS.items():
                 if block.startswith(beginning):
                     raise ValueError(
@@ -87,18 +96,20 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             beyond_ascii |= not decoder.decode(block, final=not block).isascii()
         except UnicodeDecodeError as error:
             place = _place(error, n_read)
-            # What comes before is ASCII or luck; a line is a good place to begin.
-            line = error.object.rfind(b"\n", 0, error.start) + 1
-            probe = error.object[max(line, error.start - PROBE // 2) :]
-            while len(probe) < PROBE and (more := next(blocks, b"")):
-                probe += more
-            if (beyond_ascii and not block) or _is_nearly_utf8(probe[:PROBE]):
-                raise ValueError(
-                    f"{name} is in UTF-8, but damaged or cut off ({place}); mend that, or leave it "
-                    f"out: iconv -c -f utf-8 -t utf-8"
+            around = error.object[max(0, error.start - PROBE // 2) :]
+            while len(around) < 2 * PROBE and (more := next(blocks, b"")):
+                around += more
+            cut_off = beyond_ascii and not block
+            if encoding == "utf_8_sig" or cut_off or _is_nearly_utf8(around[:PROBE]):
+                raise DamagedError(
+                    f"{name} is in UTF-8, but damaged or cut off ({place}); mend it, or leave such "
+                    f"bytes out: iconv -c -f utf-8 -t utf-8 {name} > MENDED; if it is in another "
+                    "encoding, say --encoding"
                 ) from None
-            return _guess(probe[:PROBE], f"{name} is not in UTF-8 ({place})")
-    return "utf_8"
+            # What comes before is ASCII or luck; a line is a good place to begin.
+            line = around.rfind(b"\n", 0, min(error.start, PROBE // 2)) + 1
+            return _guess(around[line:][:PROBE], f"{name} is not in UTF-8 ({place})")
+    return encoding
 
 
 def decode(blocks: Iterable[bytes], encoding: str, name: str, line_ends: set[str]) -> Iterator[str]:

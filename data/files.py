@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from data.catalogue import CATALOGUE, TEXTS, fetch
-from data.encoding import OTHER_FORMATS, decode, detect_encoding
+from data.encoding import OTHER_FORMATS, UTF8, DamagedError, decode, detect_encoding
 
 # A file with a zero byte among its first 8,192 is taken for binary: text has none.
 BINARY_PROBE = 8192
@@ -117,6 +117,10 @@ def look_into(files: Sequence[tuple[str | bytes, bool]], encoding: str) -> Docum
                 if named:
                     raise
                 problem = error
+                if isinstance(error, DamagedError):
+                    # Most code pages would read it, as nonsense.
+                    unknown.append(file)
+                    break
         else:
             unknown.append(file)
     if not found and problem:
@@ -171,7 +175,7 @@ def _encoding(file: str | bytes, encoding: str) -> str:
     with _opened(file) as opened:
         if encoding == "auto":
             encoding = detect_encoding(_blocks(opened), _shown(file))
-            if encoding == "utf_8":
+            if encoding in UTF8:
                 return encoding  # to find that out, all of it was read
             opened.seek(0)
         for _ in decode(_blocks(opened), encoding, _shown(file), set()):

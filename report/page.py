@@ -131,7 +131,7 @@ def _pictures(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
         }
     except Exception as error:
         # The package may be broken in any way, and the rest of the page does not need it.
-        return f"<p>The losses could not be drawn: {escape(str(error))}</p>"
+        return f"<p>The losses could not be drawn: {escape(repr(error))}</p>"
     return "".join(
         f"<figure>{_themed(picture, name, i)}<figcaption>{name}</figcaption></figure>"
         for i, (name, picture) in enumerate(pictures.items())

@@ -131,6 +131,8 @@ def test_encoding_that_does_not_show_is_refused_with_candidates(text, encoding):
     [
         (RUSSIAN.rstrip(".").encode()[:-1], "byte 0xd0 at position 109"),
         (RUSSIAN[:20].encode() + b"\xff" + RUSSIAN[20:].encode(), "byte 0xff at position 38"),
+        (RUSSIAN.encode() + b"\n\xff\n", "byte 0xff at position 113"),
+        (codecs.BOM_UTF8 + b"A caf\xe9.", "byte 0xe9 at position 8"),
     ],
 )
 def test_damaged_utf8_is_not_taken_for_another_encoding(written, place):
@@ -138,6 +140,11 @@ def test_damaged_utf8_is_not_taken_for_another_encoding(written, place):
     with pytest.raises(ValueError, match="is in UTF-8, but damaged or cut off") as error:
         read_file("book.txt")
     assert place in str(error.value)
+    Path("texts").mkdir()
+    Path("texts/good.txt").write_text(RUSSIAN, encoding="utf-8")
+    Path("book.txt").rename("texts/book.txt")
+    (part,) = read_text(["texts"], TextConfig("cp1251")).parts
+    assert part.unknown == ("texts/book.txt",)
 
 
 def test_last_letter_of_another_encoding_is_no_cut_utf8():
