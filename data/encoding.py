@@ -25,7 +25,7 @@ OTHER_FORMATS = {
     b"\xff\xd8\xff": "a picture",
     b"\x7fELF": "a program",
 }
-# What is UTF-8 has to be read whole to know it, with a mark or without one.
+# UTF-8 is read whole to know that it is, even if a mark says so: it is often damaged somewhere.
 UTF8 = ("utf_8", "utf_8_sig")
 # How much is looked at to guess an encoding.
 PROBE = 2**16
@@ -73,16 +73,14 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
 
     That is what its byte order mark says, or UTF-8, or GB18030 if it looks like Chinese: as
     GB18030, much can be read that is none. Anything else is a ValueError with the candidates,
-    and so is what is known to be no text.
+    and so is what is known to be no text; DamagedError if it is UTF-8 but for some bytes.
     """
     decoder, n_read, blocks = codecs.getincrementaldecoder("utf_8")(), 0, iter(blocks)
-    encoding, beyond_ascii = "utf_8", False
+    beyond_ascii = False
     for block in itertools.chain(blocks, [b""]):  # an empty block is the end
         if n_read == 0:
-            for mark, marked in BYTE_ORDER_MARKS.items():
-                if block.startswith(mark):
-                    encoding = marked
-                    break
+            marks = (mark for mark in BYTE_ORDER_MARKS if block.startswith(mark))
+            encoding = BYTE_ORDER_MARKS.get(next(marks, b""), "utf_8")
             if encoding not in UTF8:
                 return encoding
             for beginning, kind in OTHER_FORMATS.items():

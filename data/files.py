@@ -106,22 +106,17 @@ def look_into(files: Sequence[tuple[str | bytes, bool]], encoding: str) -> Docum
     """
     found, unknown, n_binary, problem = [], [], 0, None
     for file, named in files:
-        for attempt in [encoding] if named or encoding == "auto" else ["auto", encoding]:
-            try:
-                if not named and _is_binary(file):
-                    n_binary += 1
-                else:
-                    found.append((file, _encoding(file, attempt)))
-                break
-            except ValueError as error:
-                if named:
-                    raise
-                problem = error
-                if isinstance(error, DamagedError):
-                    # Most code pages would read it, as nonsense.
-                    unknown.append(file)
-                    break
-        else:
+        try:
+            if named:
+                found.append((file, _encoding(file, encoding)))
+            elif _is_binary(file):
+                n_binary += 1
+            else:
+                found.append((file, _encoding_in_folder(file, encoding)))
+        except ValueError as error:
+            if named:
+                raise
+            problem = error
             unknown.append(file)
     if not found and problem:
         raise problem
@@ -181,6 +176,18 @@ def _encoding(file: str | bytes, encoding: str) -> str:
         for _ in decode(_blocks(opened), encoding, _shown(file), set()):
             pass
     return encoding
+
+
+def _encoding_in_folder(path: str, encoding: str) -> str:
+    """Return the encoding that a file shows, or else the one given, if all can be read in that."""
+    try:
+        return _encoding(path, "auto")
+    except DamagedError:
+        raise  # most code pages would read it, as nonsense
+    except ValueError:
+        if encoding == "auto":
+            raise
+        return _encoding(path, encoding)
 
 
 @contextlib.contextmanager
