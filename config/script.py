@@ -110,6 +110,10 @@ class StopRequest:
         # The other signals may come twice: a closed terminal sends one, and so does its shell.
         if signal.SIGINT in self._previous:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        if number == getattr(signal, "SIGHUP", None):
+            # The second one may come as late as when Python ends, so it stays ignored.
+            signal.signal(number, signal.SIG_IGN)
+            self._previous.pop(number, None)
         # A signal may arrive in the middle of a print, which print does not bear.
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
