@@ -159,12 +159,15 @@ class Pace:
     step: float
     evaluation: float
 
-    def steps_until(self, deadline: float, eval_interval: float) -> int:
-        """Return how many steps, with their evaluations and one at the end, fit before a time."""
-        # Steps / interval has the evaluation at the end only in part: half of it, on average.
-        left = deadline - time.perf_counter() - self.evaluation / 2
-        steps = left / (self.step + self.evaluation / eval_interval)
-        return max(1, int(min(steps, MOST_STEPS)))
+    def steps_until(self, deadline: float, eval_interval: int) -> int:
+        """Return how many steps, with their evaluations and one at the end, fit before a time.
+
+        It is 0 if that time is near or past.
+        """
+        left = min(deadline - time.perf_counter(), MOST_STEPS * self.step)
+        times, rest = divmod(left, eval_interval * self.step + self.evaluation)
+        steps = times * eval_interval + max(0.0, rest - self.evaluation) / self.step
+        return max(0, int(steps))
 
     def duration(self, steps: int, eval_interval: float) -> float:
         """Return how long steps take, with their evaluations, at step 0 and at the end included."""
@@ -221,12 +224,12 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     config, progress, start = run.config, run.progress, run.progress.step
     steps = config.max_steps - start
     if deadline is not None:
-        # At first without evaluations: how many there are depends on the number of steps.
-        steps = pace.steps_until(deadline, eval_interval=math.inf)
+        # At first with one evaluation: how many there are depends on the number of steps.
+        steps = max(1, pace.steps_until(deadline, eval_interval=MOST_STEPS))
     interval = config.eval_interval or pace.eval_interval(steps)
     about = ""
     if deadline is not None:
-        about, steps = "about ", pace.steps_until(deadline, interval)
+        about, steps = "about ", max(1, pace.steps_until(deadline, interval))
     elif progress.eval_interval and config.max_steps == run.max_steps_before:
         # What goes on as it was planned is evaluated as it was planned, too.
         interval = config.eval_interval or progress.eval_interval
@@ -361,7 +364,8 @@ def correct_plan(
     """
     step, config = run.progress.step, run.config
     at_end, interval = step == config.max_steps, run.progress.eval_interval
-    time_left = at_end and deadline - time.perf_counter() > 0.1 * training
+    unused = deadline - pace.evaluation - time.perf_counter()
+    time_left = at_end and unused > 0.1 * training
     power_of_two = taken >= 8 and taken.bit_count() == 1
     if not (time_left or power_of_two or (due and not at_end)):
         return

@@ -31,7 +31,7 @@ from checkpoint import (
 from config import TOO_LARGE
 from data import Vocabulary
 from data.batches import STRETCH
-from run import choose_preset
+from run import TrainConfig, choose_preset
 
 
 def log(run: str) -> list[dict]:
@@ -330,7 +330,7 @@ def test_minutes_are_kept_with_the_decay_included(book):
 
 def test_more_minutes_than_a_run_can_have_become_fewer_steps():
     pace = train.Pace(step=1e-3, evaluation=1e-3)
-    assert 0 < pace.steps_until(math.inf, eval_interval=math.inf) < TOO_LARGE
+    assert 0 < pace.steps_until(math.inf, eval_interval=10) < TOO_LARGE
 
 
 def test_minutes_are_kept_even_if_the_rehearsal_was_slow(book, monkeypatch):
@@ -361,12 +361,41 @@ def test_evaluations_stay_apart_when_the_interval_grows(book):
     assert [line["step"] for line in log("out/book-tiny")] == [0, 10, 20, 33, 44, 55, 60]
 
 
-def test_steps_fit_before_the_deadline_with_their_evaluations():
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [
+        (-5.0, 0),
+        (2.05, 0),
+        (2.15, 1),
+        (3.05, 10),  # one evaluation, at the end
+        (5.05, 10),  # an eleventh step would need another one
+        (5.15, 11),
+        (30.05, 100),
+    ],
+)
+def test_steps_fit_before_the_deadline_with_their_evaluations(seconds, steps):
     pace = train.Pace(step=0.1, evaluation=2.0)
-    # 100 steps take 10 s, their 10 evaluations 20 s and the one at the end 1 to 2 s.
-    steps = pace.steps_until(time.perf_counter() + 31, eval_interval=10)
-    assert steps == pytest.approx(100, abs=1)
-    assert pace.steps_until(time.perf_counter() - 5, eval_interval=10) == 1
+    assert pace.steps_until(time.perf_counter() + seconds, eval_interval=10) == steps
+
+
+@pytest.mark.parametrize(
+    ("step", "due", "seconds", "max_steps"),
+    [
+        (40, False, 15.0, 40),  # the evaluation at the end needs most of that
+        (40, False, 24.5, 52),
+        (30, True, 15.0, 30),  # after the one that is due, another one would not fit
+        (30, True, 27.5, 33),
+    ],
+)
+def test_time_for_the_last_evaluation_is_left(step, due, seconds, max_steps):
+    run = SimpleNamespace(
+        progress=Progress(step=step, eval_interval=30),
+        config=TrainConfig(max_steps=40, eval_interval=30),
+    )
+    deadline = time.perf_counter() + seconds
+    pace = train.Pace(step=1.0, evaluation=12.0)
+    train.correct_plan(run, pace, deadline, taken=step, training=float(step), due=due)
+    assert run.config.max_steps == max_steps
 
 
 def test_minutes_of_a_preset_yield_to_max_steps(book):
