@@ -366,7 +366,8 @@ def train(job: Job, bar: tqdm, stop: StopRequest) -> str | None:
             words = (*job.words_to_go_on, f"--resume={job.folder}")
         if share_before >= 1:
             return None
-        begins_at, began = file.tell(), time.perf_counter()
+        # Where the file ends now: another process may have written to it since it was opened.
+        begins_at, began = os.fstat(file.fileno()).st_size, time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, str(TRAIN), *words], stdout=file, stderr=subprocess.STDOUT
         )

@@ -172,8 +172,9 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
 def standard_error(values: Tensor) -> float:
     """Return the standard error of the mean of values, (N,), that depend on their neighbours.
 
-    It comes from the means of equal stretches, and is what a bootstrap that draws whole stretches
-    tends to ("The jackknife and the bootstrap for general stationary observations", Künsch, 1989).
+    It comes from the means of equal stretches. Without the -1 in their standard deviation, it would
+    be what a bootstrap that draws whole stretches tends to ("The jackknife and the bootstrap for
+    general stationary observations", Künsch, 1989).
     Values that are too few for two stretches say nothing of it: then it is infinite.
     """
     n = count_stretches(len(values))

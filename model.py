@@ -63,8 +63,10 @@ class SamplingConfig:
     min_p: Annotated[float | None, "leave out those below p times the likeliest"] = None
 
     def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not 0 <= self.temperature <= 1e30:  # more may be infinite as float32
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be from 0 (greedy) to 1e30"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -17,6 +17,10 @@ STOP_SIGNALS = [
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run the main function of a script and exit with its code, or that of what stopped it."""
+    for number in STOP_SIGNALS:
+        # By default, all but Ctrl-C end Python at once, and what is half-written stays behind.
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _exit_in_order)
     for name in ("stdout", "stderr"):
         # Whoever starts it may have closed them.
         if getattr(sys, name) is None:
@@ -41,6 +45,10 @@ def run_script(main: Callable[[], int]) -> NoReturn:
             if code:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _exit_in_order(number: int, _: Any) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 # Control characters, except line break and tab, and the pictures that Unicode has for them.

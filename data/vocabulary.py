@@ -103,8 +103,8 @@ class Vocabulary:
 
     def known(self, text: str) -> str:
         """Return the text without the characters that the vocabulary lacks."""
-        known = set(self.characters)
-        return "".join(character for character in text if character in known)
+        missing = set(text) - set(self.characters)
+        return text.translate(dict.fromkeys(map(ord, missing))) if missing else text
 
     def nearest(self, character: str) -> str:
         """Return the known character most like an unknown one.

@@ -159,7 +159,7 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
         ),
         (lambda r, t: r["model"].update(n_embd=2**30, block_size=2**30), "too large for any mem"),
         (lambda r, t: r.update(vocabulary="a" * 2**21), "needs different characters"),
-        (lambda r, t: r.update(settings={"a": ["x" * 2**23]}), "its record is too long"),
+        (lambda r, t: r.update(settings={"a": ["x" * 2**24]}), "damaged, or no checkpoint"),
         (lambda r, t: r["text"].update(paths=["x" * 5000]), "a path longer than any"),
         (lambda r, t: r["progress"].update(windows=0), "windows is 0"),
         (lambda r, t: r["model"].pop("n_head"), "its model settings are incomplete"),
@@ -186,6 +186,12 @@ def test_record_that_does_not_fit_is_refused(change, sentence):
         load_checkpoint(Path("a"))
 
 
+def test_header_has_room_for_every_character():
+    characters = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    record = json.dumps({"vocabulary": characters})
+    assert len(json.dumps({METADATA: record})) < 0.95 * checkpoint.LONGEST_HEADER
+
+
 def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
     with pytest.raises(FileNotFoundError, match=r"there is no run below .*/out yet"):
         newest_run()
@@ -194,6 +200,7 @@ def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
         for file in (BEST, LAST):
             save_checkpoint(Path(f"out/{name}/{file}"), make_checkpoint())
     os.utime(f"out/one/{BEST}", (2e9, 2e9))
+    os.symlink("who@where", "out/two/.#log.jsonl")  # by which an editor marks a file as its own
     assert newest_run() == Path("out/one")
     with pytest.raises(FileNotFoundError, match=r"no run 'out/tow' \(did you mean 'out/two'\?\)"):
         find_run("out/tow")

@@ -2,6 +2,7 @@
 
 import lzma
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def test_unknown_characters_are_named_with_position_and_nearest():
     assert "'W' (character 8; nearest known: 'w')" in message
     assert "'4' (character 9; nearest known: '3')" in message
     assert vocabulary.known("Héllo “W4”") == "Hllo "
+
+
+def test_known_characters_take_little_memory_to_find():
+    vocabulary, text = Vocabulary.of("李雷"), "李雷" * 500_000 + "。"
+    tracemalloc.start()
+    known = vocabulary.known(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert known == text[:-1]
+    assert peak < 5 * len(text)
 
 
 def test_many_unknown_characters_are_counted():

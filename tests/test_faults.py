@@ -262,6 +262,35 @@ def test_second_process_is_refused(book, capsys):
     assert train.main(["--resume", "out/faulty", "--max_steps", "30"]) == 0
 
 
+WAITING = """
+import sys
+from config.script import run_script
+
+def main():
+    try:
+        print("ready")
+        sys.stdin.read()
+    finally:
+        print("cleaned up")
+
+run_script(main)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process without telling it")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_script_that_is_ended_leaves_nothing_half_written(name):
+    number = getattr(signal, name)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    command = [sys.executable, "-c", WAITING]
+    folder = Path(train.__file__).parent
+    with subprocess.Popen(command, cwd=folder, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == 128 + number
+
+
 def test_run_that_another_process_made_meanwhile_is_not_overwritten(book, monkeypatch, capsys):
     def plan_slowly(*arguments):
         Path("out/faulty").mkdir(parents=True)
