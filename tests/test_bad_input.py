@@ -183,6 +183,13 @@ def test_closed_standard_input_gets_a_sentence(monkeypatch, capsys):
     assert "train.py: standard input is closed" in capsys.readouterr().err
 
 
+def test_empty_standard_input_gets_a_sentence(monkeypatch, capsys):
+    with open(os.devnull) as empty:
+        monkeypatch.setattr(sys, "stdin", empty)
+        assert exit_code(["-"]) == 2
+    assert "train.py: standard input is empty" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="there is no such shell")
 def test_closed_output_is_no_fault():
     words = ["sh", "-c", 'exec "$0" "$1" --help >&- 2>&-', sys.executable, sample.__file__]

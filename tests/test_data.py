@@ -195,6 +195,12 @@ def test_too_short_a_text_is_refused(n_training, n_validation):
         fit_block_size(n_training, n_validation, 8)
 
 
+def test_window_needs_a_character_after_it():
+    assert draw_starts(9, 2, 8, seed=1, step=0).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="the text has 8 characters; block_size 8 needs more"):
+        draw_starts(8, 2, 8, seed=1, step=0)
+
+
 def test_targets_are_the_next_characters_and_windows_stay_inside():
     starts = draw_starts(50, 1000, 8, seed=1, step=0)
     inputs, targets = read_windows(torch.arange(50), starts, 8)

@@ -41,10 +41,16 @@ def test_of_too_few_values_nothing_is_known():
     assert math.isfinite(standard_error(noise(100)))
 
 
-def test_student():
-    # From the tables of Student's t for 95 %, both sides.
-    known = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 14: 2.145, 20: 2.086, 60: 2.000}
-    assert {n: student(n) for n in known} == pytest.approx(known, abs=0.01)
+@pytest.mark.parametrize("freedom", [*range(1, 31), 63, 1000])
+def test_students_interval_holds_95_of_100(freedom):
+    x = torch.linspace(0, student(freedom), 100_001, dtype=torch.float64)
+    of_x = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    log_factor = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+    density = of_x * math.exp(log_factor) / math.sqrt(freedom * math.pi)
+    assert 2 * torch.trapezoid(density, x).item() == pytest.approx(0.95, abs=0.0005)
+
+
+def test_nothing_is_known_without_a_degree_of_freedom():
     assert student(0) == math.inf
 
 

@@ -102,6 +102,7 @@ def test_table(rows):
 def test_csv_is_for_programs(rows):
     by_name = {row["preset"]: row for row in csv.DictReader(io.StringIO(as_csv(rows, BASELINES)))}
     assert float(by_name["small"]["loss"]) == 1.459
+    assert float(by_name["small"]["bits_per_character"]) == pytest.approx(1.459 / math.log(2))
     assert float(by_name["a$b_{c$<i>"]["behind_best"]) == 0.003
     assert by_name["huge"]["failure"] == rows[3].failure
     assert by_name["huge"]["loss"] == ""
