@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import characters
@@ -66,6 +67,12 @@ def test_text_is_fetched_once(asked):
         assert (text.name, characters(text)) == ("play", PLAY.decode())
     assert asked == ["/play"]
     assert os.listdir("out/texts") == ["play.txt"]
+
+
+def test_file_of_that_name_is_taken_instead(asked):
+    Path("play").write_text("own")
+    assert characters(read_text(["play"], TextConfig())) == "own"
+    assert asked == []
 
 
 def test_zipped_text_is_unpacked(asked):

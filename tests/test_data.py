@@ -85,6 +85,10 @@ def test_rare_characters_become_one_that_is_never_written():
     with pytest.raises(ValueError, match="'c' \\(character 3"):
         vocabulary.encode("abcdéz")
     assert vocabulary.unwritten == [2]
+    # Where all others have higher code points, the unknown character is the first.
+    faces = Vocabulary.of_counts(Counter("😀😀😀😁"), min_count=3)
+    assert faces.encode("😀😁", unknown=True).tolist() == [1, 0]
+    assert faces.unwritten == [0]
     assert Vocabulary.of_counts(Counter("aaabbb"), min_count=3).unwritten == []
     with pytest.raises(ValueError, match="no character comes more than 3 times"):
         Vocabulary.of_counts(Counter("aaabbb"), min_count=4)
