@@ -1,6 +1,7 @@
 """One run: what it works with, set up anew or as it was when it was last saved."""
 
 import argparse
+import contextlib
 import copy
 import math
 import os
@@ -109,6 +110,8 @@ class Run:
     seconds_before: float = 0.0
     # The best model, until it is on disk.
     unsaved_best: Checkpoint | None = None
+    # The loss of one on disk that came after the step from which the run was resumed.
+    later_best_loss: float = math.inf
     # The step of last.safetensors.
     saved_step: int = 0
     # What a resumed run was to take in all when it was saved.
@@ -117,7 +120,8 @@ class Run:
     def save_best(self) -> None:
         """Write best.safetensors, if there is a new best model."""
         if self.unsaved_best is not None:
-            save_checkpoint(self.folder / BEST, self.unsaved_best)
+            if self.unsaved_best.progress.best_loss < self.later_best_loss:
+                save_checkpoint(self.folder / BEST, self.unsaved_best)
             self.unsaved_best = None
 
     def save_last(self) -> None:
@@ -163,8 +167,15 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     else:
         chosen = load_preset(preset, SECTIONS)
         _, _, text_config, _ = build(SECTIONS, chosen, flags)
-    if arguments.out is not None and not arguments.dry_run:
-        refuse_to_overwrite(Path(arguments.out))
+    if arguments.out == "":
+        raise ValueError("--out is empty; name a folder for the run")
+    if arguments.out is not None:
+        out = Path(arguments.out)
+        # The text would be taken for a run when it goes on.
+        if out.is_dir() and out.resolve() in [Path(path).resolve() for path in arguments.texts]:
+            raise ValueError(f"{out} is the text; name another folder for the run with --out")
+        if not arguments.dry_run:
+            refuse_to_overwrite(out)
     text = read_text(arguments.texts, text_config)
     n_characters = text.n_characters
     if is_auto:
@@ -242,6 +253,11 @@ def refuse_to_overwrite(folder: Path) -> None:
 
 def resume(folder: Path, paths: list[str], flags: Values) -> Run:
     """Set up a run as it was when it was last saved; paths, if any, say where its text is now."""
+    if not (folder / LAST).exists():
+        raise FileNotFoundError(
+            f"{folder} has no {LAST}, and to go on takes that; with {BEST} alone, a run can write "
+            f"only: python sample.py {shlex.quote(folder.as_posix())}"
+        )
     checkpoint = load_checkpoint(folder / LAST)
     if checkpoint.average is None:
         raise ValueError(
@@ -306,6 +322,14 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
         run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
     run.max_steps_before = saved["train"].max_steps
+    # It is there if the disk had room for it, but not for last.safetensors.
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        best = load_checkpoint(folder / BEST)
+        if best.progress.step > step and best.text["sha256"] == text.sha256:
+            run.later_best_loss = best.progress.best_loss
+            print(
+                f"note     {folder / BEST} is that of a later step; only a better one replaces it"
+            )
     if out_of_patience(run):
         raise ValueError(
             f"{folder} has stopped early, no better than at step {run.progress.best_step:,}; to go "

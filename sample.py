@@ -48,7 +48,7 @@ class WritingConfig:
     )
     seed: Annotated[int | None, "the same seed writes the same text; none: a new one"] = None
     unknown: Annotated[
-        Literal["refuse", "skip"], "what to do with characters that the model never saw"
+        Literal["refuse", "skip"], "what to do with characters that the model does not know"
     ] = "refuse"
     device: Annotated[Device, "where to run the model"] = "auto"
 
@@ -168,7 +168,7 @@ def whole_text(path: str, encoding: str) -> str:
 
 
 def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, str]:
-    """Return the text to score, and what is to be said of characters that the model never saw.
+    """Return the text to score, and what is to be said of characters that the model does not know.
 
     Raises ValueError if there are some that are neither skipped nor stand for the unknown one, or
     if too little is known.
@@ -177,7 +177,7 @@ def read_to_score(writing: WritingConfig, vocabulary: Vocabulary) -> tuple[str, 
     known = vocabulary.known(text)
     if n_unknown := len(text) - len(known):
         what = "left out" if writing.unknown == "skip" else "taken for the unknown character"
-        note = f"; {n_unknown:,} that the model never saw were {what}"
+        note = f"; {n_unknown:,} that the model does not know were {what}"
         text = readable(text, vocabulary, writing, stand_in=True)
     if len(known) < 2:
         raise ValueError(
@@ -221,7 +221,7 @@ def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
 def readable(
     text: str, vocabulary: Vocabulary, writing: WritingConfig, stand_in: bool = False
 ) -> str:
-    """Return a text as a model can read it, without what it never saw if that is to be skipped.
+    """Return a text as a model can read it, without what it does not know if that is to be skipped.
 
     Otherwise such characters are a ValueError, unless another can stand in for them.
     """
@@ -240,9 +240,14 @@ def read_stop(writing: WritingConfig, vocabulary: Vocabulary) -> str | None:
         return None
     stop = unescape(writing.stop)
     try:
-        vocabulary.encode(stop)
+        ids = vocabulary.encode(stop).tolist()
     except ValueError as error:
         raise ValueError(f"--stop {writing.stop!r} will never be written: {error}") from None
+    if not set(ids).isdisjoint(vocabulary.unwritten):
+        raise ValueError(
+            f"--stop {writing.stop!r} will never be written: it has the character that stands for "
+            "rare ones"
+        )
     return stop
 
 

@@ -37,7 +37,7 @@ from config.script import (
     harmless,
     run_script,
 )
-from data import CATALOGUE, baselines, evenly_spaced, survey
+from data import CATALOGUE, STANDARD_INPUT, baselines, evenly_spaced, survey
 from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
 from optimizer import make_optimizers, schedule
@@ -431,6 +431,7 @@ def keep(run: Run) -> None:
     """
     step = run.progress.step
     try:
+        run.folder.mkdir(parents=True, exist_ok=True)  # it may have been moved
         write_log(run.folder, run.log)
         run.save_best()
         run.save_last()
@@ -479,7 +480,7 @@ def explain(run: Run, error: Exception) -> str:
     elif ran_out_of_memory(error):
         sentence = (
             f"at step {step:,} memory ran out; other programs may be using it: free some, and go "
-            f"on with --resume {shlex.quote(run.folder.as_posix())}"
+            f"on with {command_to_resume(run)}"
         )
     else:
         raise error
@@ -494,9 +495,12 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     progress, folder = run.progress, shlex.quote(run.folder.as_posix())
     step, max_steps = progress.step, run.config.max_steps
     if run.saved_step != step:
+        best_is_saved = run.unsaved_best is None and progress.best_step > run.saved_step
+        of_this_run = best_is_saved and progress.best_loss < run.later_best_loss
+        but = f", but {BEST} has step {progress.best_step:,}" if of_this_run else ""
         print(
             f"\ntrain.py: step {step:,} could not be saved, so what came after step "
-            f"{run.saved_step:,} is lost; make room, then python train.py --resume {folder}",
+            f"{run.saved_step:,} is lost{but}; mend that, then go on with {command_to_resume(run)}",
             file=sys.stderr,
         )
         return 1
@@ -514,8 +518,8 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     characters = (step - start) * characters_in_step(run)
     print(f"read{since}: {characters:,} characters in {readable_time(seconds)}")
     if not stopped:
-        # The run is saved; what it is compared with must not end it.
-        with contextlib.suppress(MemoryError):
+        # The run is saved; what it is compared with must not end it, nor who does not wait for it.
+        with contextlib.suppress(MemoryError, KeyboardInterrupt):
             print(describe_baselines(run))
     draw_curve(run)
     if (run.folder / CURVE).exists():
@@ -529,8 +533,16 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
             "text, more dropout or a smaller preset may"
         )
     else:
-        print(f"go on with it:  python train.py --resume {folder}{more}")
+        print(f"go on with it:  {command_to_resume(run)}{more}")
     return stop.exit_code if stopped else 0
+
+
+def command_to_resume(run: Run) -> str:
+    """Return the command that goes on with a run; what came by a pipe has to come again."""
+    resume_it = f"--resume {shlex.quote(run.folder.as_posix())}"
+    if STANDARD_INPUT in run.paths:
+        return f"... | python train.py {shlex.join(run.paths)} {resume_it}"
+    return f"python train.py {resume_it}"
 
 
 def describe_baselines(run: Run) -> str:

@@ -98,11 +98,11 @@ def detect_encoding(blocks: Iterable[bytes], name: str) -> str:
             while len(around) < 2 * PROBE and (more := next(blocks, b"")):
                 around += more
             cut_off = beyond_ascii and not block
-            if encoding == "utf_8_sig" or cut_off or _is_nearly_utf8(around[:PROBE]):
+            if encoding == "utf_8_sig" or cut_off or _beyond_ascii(around[:PROBE], "utf_8"):
                 raise DamagedError(
                     f"{name} is in UTF-8, but damaged or cut off ({place}); mend it, or leave such "
-                    f"bytes out: iconv -c -f utf-8 -t utf-8 {name} > MENDED; if it is in another "
-                    "encoding, say --encoding"
+                    "bytes out with iconv -c -f utf-8 -t utf-8; if it is in another encoding, say "
+                    "--encoding"
                 ) from None
             # What comes before is ASCII or luck; a line is a good place to begin.
             line = around.rfind(b"\n", 0, min(error.start, PROBE // 2)) + 1
@@ -128,7 +128,11 @@ def decode(blocks: Iterable[bytes], encoding: str, name: str, line_ends: set[str
         found = decoder.newlines or ()
         line_ends.update([found] if isinstance(found, str) else found)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not in {encoding} ({_place(error, n_read)})") from None
+        raise ValueError(
+            f"{name} is not in {encoding}, or is damaged or cut off ({_place(error, n_read)}); say "
+            "another --encoding, or leave such bytes out with "
+            f"iconv -c -f {encoding.replace('_', '-')} -t utf-8"
+        ) from None
     except UnicodeError as error:
         raise ValueError(f"{name} is not in {encoding}: {error}") from None
 
@@ -150,12 +154,6 @@ def _place(error: UnicodeDecodeError, n_read: int) -> str:
     return f"byte {error.object[error.start]:#04x} at position {place:,}"
 
 
-def _is_nearly_utf8(probe: bytes) -> bool:
-    """Tell whether ten characters beyond ASCII can be read as UTF-8 for each that cannot be."""
-    beyond = re.sub("[\0-\x7f]", "", probe.decode("utf_8", "replace"))
-    return len(beyond) > 10 * beyond.count("\ufffd")
-
-
 def _guess(probe: bytes, complaint: str) -> str:
     """Return GB18030 if bytes look like Chinese in it, or complain and name what they may be."""
     shares = {name: _share_beyond_ascii(probe, name, typical) for name, typical in TYPICAL.items()}
@@ -173,7 +171,7 @@ def _guess(probe: bytes, complaint: str) -> str:
 
 def _preview(probe: bytes, encoding: str) -> str:
     """Return a few characters from the first one beyond ASCII on."""
-    text = codecs.getincrementaldecoder(encoding)().decode(probe)
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(probe)
     return re.search("[^\0-\x7f].{0,11}", text)[0]
 
 
@@ -193,12 +191,13 @@ def _refuse_utf16(block: bytes, name: str) -> None:
 
 
 def _beyond_ascii(probe: bytes, encoding: str) -> str:
-    """Return the characters beyond ASCII, none if it cannot be decoded."""
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(probe)
-    except UnicodeDecodeError:
-        return ""
-    return re.sub("[\0-\x7f]", "", text)
+    """Return the characters beyond ASCII, none if ten or fewer can be decoded for each that cannot.
+
+    So much damage does not hide which encoding it is.
+    """
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(probe)
+    beyond = re.sub("[\0-\x7f]", "", text)
+    return beyond if len(beyond) > 11 * beyond.count("\ufffd") else ""
 
 
 def _share_beyond_ascii(probe: bytes, encoding: str, wanted: str) -> float:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from tqdm import tqdm
 
@@ -235,7 +235,7 @@ def _blocks(file: BinaryIO, bar: tqdm | None = None) -> Iterator[bytes]:
 def _files_in(folder: Path, glob: str | None) -> list[Path]:
     """Find the files below a folder, not hidden or vendored ones or what training wrote."""
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [
             f
             for f in folders
@@ -252,6 +252,10 @@ def _files_in(folder: Path, glob: str | None) -> list[Path]:
         for path in found
         if path.is_file() and (glob is None or fnmatch.fnmatch(path.name, glob))
     )
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _is_binary(path: str) -> bool:

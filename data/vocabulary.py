@@ -117,8 +117,9 @@ class Vocabulary:
             if form and form in self.characters:
                 return form
         kind = unicodedata.category(character)[0]
-        same_kind = [c for c in self.characters if unicodedata.category(c)[0] == kind]
-        return min(same_kind or self.characters, key=lambda c: abs(ord(c) - ord(character)))
+        known = self.characters.replace(UNKNOWN, "") or UNKNOWN
+        same_kind = [c for c in known if unicodedata.category(c)[0] == kind]
+        return min(same_kind or known, key=lambda c: abs(ord(c) - ord(character)))
 
     def _describe_unknown(self, text: str) -> str:
         places: dict[str, int] = {}
@@ -130,7 +131,7 @@ class Vocabulary:
             for c, i in itertools.islice(places.items(), MOST_NAMED)
         )
         rest = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-        return f"the model has never seen {named}{rest}"
+        return f"the model does not know {named}{rest}"
 
 
 def count_characters(blocks: Iterable[str]) -> dict[str, int]:

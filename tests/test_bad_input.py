@@ -38,7 +38,10 @@ TRAIN = [
         "latin.txt is not in UTF-8 (byte 0xeb at position 2); it may be in cp1252 ('ë!')",
     ),
     ("book.txt --encoding utf9", "there is no encoding 'utf9'; among those there are auto, utf_8,"),
-    ("latin.txt --encoding ascii", "latin.txt is not in ascii (byte 0xeb at position 2)"),
+    (
+        "latin.txt --encoding ascii",
+        "latin.txt is not in ascii, or is damaged or cut off (byte 0xeb at position 2)",
+    ),
     ("pictures --glob *.txt", "there is no text file that matches *.txt in the folder pictures"),
     ("damaged.gz", "damaged.gz cannot be decompressed: "),
     ("/dev/null", "/dev/null is a device, not a file with a text"),
@@ -76,6 +79,8 @@ TRAIN = [
     ("book.txt --out out/trained", "already holds a run; go on with it by --resume out/trained"),
     ("book.txt --out book.txt", "book.txt is a file; name a folder for the run with --out"),
     ("book.txt --out out/best-only", "already holds a run"),
+    ("book.txt --out=", "--out is empty; name a folder for the run"),
+    (". --out .", ". is the text; name another folder for the run with --out"),
     ("book.txt --n_embd 2000000000", "not enough memory"),
     ("book.txt --batch_size 99999999999999999999", "a whole number below 2^31"),
     ("book.txt --epochs 3", "there is no use for '--epochs'; see --help"),
@@ -90,7 +95,7 @@ TRAIN = [
         "has changed since: it has 33 characters instead of 6,",
     ),
     ("--resume out/damaged", "last.safetensors cannot be used: it is damaged"),
-    ("--resume out/best-only", "there is no checkpoint 'out/best-only/last.safetensors'"),
+    ("--resume out/best-only", "out/best-only has no last.safetensors, and to go on takes that"),
 ]
 
 SAMPLE = [
@@ -106,7 +111,7 @@ SAMPLE = [
     ("out/trained --prompt a --prompt_file b", "give one"),
     ("out/trained --score book.txt --stop a", "--score writes nothing, so leave out --stop"),
     ("out/trained --score book.txt --top_k 3", "--score writes nothing, so leave out --top_k"),
-    ("out/trained --score percent.txt", "the model has never seen '%' (character 1;"),
+    ("out/trained --score percent.txt", "the model does not know '%' (character 1;"),
     (
         "out/trained --score percent.txt --unknown skip",
         "too few characters that the model knows: 0",

@@ -129,7 +129,7 @@ def test_coverage_tells_which_characters_a_text_can_do_without():
 
 def test_unknown_characters_are_named_with_position_and_nearest():
     vocabulary = Vocabulary.of("Hello, world 3'\"-")
-    with pytest.raises(ValueError, match="never seen") as raised:
+    with pytest.raises(ValueError, match="does not know") as raised:
         vocabulary.encode("Héllo “W4”")
     message = str(raised.value)
     assert "'é' (character 2; nearest known: 'e')" in message
@@ -137,6 +137,12 @@ def test_unknown_characters_are_named_with_position_and_nearest():
     assert "'W' (character 8; nearest known: 'w')" in message
     assert "'4' (character 9; nearest known: '3')" in message
     assert vocabulary.known("Héllo “W4”") == "Hllo "
+
+
+def test_stand_in_is_like_no_other_character():
+    vocabulary = Vocabulary.of_counts(Counter("aaabbb😀"), min_count=3)
+    with pytest.raises(ValueError, match="nearest known: 'b'"):
+        vocabulary.encode("😁")
 
 
 def test_known_characters_take_little_memory_to_find():
@@ -156,7 +162,7 @@ def test_many_unknown_characters_are_counted():
 
 
 def test_command_line_bytes_that_are_no_text_are_unknown_characters():
-    with pytest.raises(ValueError, match="never seen"):
+    with pytest.raises(ValueError, match="does not know"):
         Vocabulary.of("a").encode("\udcff")
 
 

@@ -162,6 +162,15 @@ def test_what_comes_before_the_first_foreign_byte_may_be_long():
         read_file("book.txt")
 
 
+@pytest.mark.parametrize("place", [101, 150_001, -1])
+def test_damaged_chinese_is_known_as_such(place):
+    book = bytearray((CHINESE * (200_000 // len(CHINESE))).encode("gb18030"))
+    book[place] = 0xFF
+    Path("book.txt").write_bytes(book)
+    with pytest.raises(ValueError, match=r"not in gb18030, or is damaged.*iconv -c -f gb18030"):
+        read_file("book.txt")
+
+
 def test_position_of_a_wrong_byte_counts_from_the_beginning_of_the_file(monkeypatch):
     monkeypatch.setattr(data.files, "BLOCK", 7)
     Path("book.txt").write_bytes("naïve naïve ".encode() + b"\xff")
@@ -171,7 +180,9 @@ def test_position_of_a_wrong_byte_counts_from_the_beginning_of_the_file(monkeypa
     with pytest.raises(ValueError, match="byte 0xe6 at position 14"):
         read_file("book.txt")
     Path("book.txt").write_bytes(b"a\xff")
-    with pytest.raises(ValueError, match=r"not in cp1255 \(byte 0xff at position 1\)"):
+    with pytest.raises(
+        ValueError, match=r"not in cp1255, or is damaged.*\(byte 0xff at position 1\)"
+    ):
         read_text(["book.txt"], TextConfig(encoding="cp1255"))
 
 

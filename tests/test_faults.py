@@ -145,7 +145,10 @@ def test_memory_that_always_runs_out_stops_the_run(book, faulty, at_step, capsys
     assert train.main(RUN) == 1
     error = capsys.readouterr().err
     assert "at step 27 memory ran out" in error
-    assert "go on with --resume out/faulty; out/faulty/last.safetensors keeps step 20" in error
+    assert (
+        "go on with python train.py --resume out/faulty; out/faulty/last.safetensors keeps step 20"
+        in error
+    )
 
 
 def test_model_that_does_not_fit_is_refused_at_the_start(book, faulty, capsys):
@@ -341,6 +344,34 @@ def test_best_model_that_found_the_disk_full_is_saved_later(at_step, capsys):
         assert train.main(words) == 0
     assert f"could not save step {best}" in capsys.readouterr().err
     assert_same_runs("out/undisturbed", "out/faulty")
+
+
+def test_best_model_for_which_the_disk_had_room_outlives_a_worse_one(
+    book, undisturbed, at_step, capsys
+):
+    best, last = (Path(undisturbed, name).stat().st_size for name in (BEST, LAST))
+    with contextlib.ExitStack() as stack:
+        at_step(10, lambda: stack.enter_context(limited_files((best + last) // 2)))
+        assert train.main(RUN) == 1
+    assert "what came after step 0 is lost, but best.safetensors has step 60;" in (
+        capsys.readouterr().err
+    )
+    at_step(10, lambda: None)
+    kept = Path("out/faulty", BEST).read_bytes()
+    assert kept == Path(undisturbed, BEST).read_bytes()
+    at_step(25, lambda: signal.raise_signal(signal.SIGINT))
+    assert train.main(["--resume", "out/faulty"]) == 130
+    assert Path("out/faulty", BEST).read_bytes() == kept
+    assert "out/faulty/best.safetensors is that of a later step" in capsys.readouterr().out
+    at_step(25, lambda: None)
+    assert train.main(["--resume", "out/faulty"]) == 0
+    assert_same_runs(undisturbed, "out/faulty")
+
+
+def test_run_whose_folder_was_moved_away_is_saved_all_the_same(book, undisturbed, at_step):
+    at_step(33, lambda: shutil.move("out/faulty", "out/moved"))
+    assert train.main(RUN) == 0
+    assert_same_runs(undisturbed, "out/faulty")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

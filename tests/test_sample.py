@@ -119,10 +119,17 @@ def test_score_leaves_out_unknown_characters_if_asked(trained, capsys, story):
     Path("other.txt").write_text("%" + story[:500], encoding="utf-8")
     known = written(capsys, "--score", "known.txt")
     skipped = written(capsys, "--score", "other.txt", "--unknown", "skip")
-    assert "; 1 that the model never saw were left out" in skipped
+    assert "; 1 that the model does not know were left out" in skipped
     assert skipped.split(",")[0] == known.split(",")[0]
     assert "per byte" in known
     assert "per byte" not in skipped
+
+
+def test_stand_in_ends_no_text(book):
+    assert train.main(["book.txt", *SMALL, "--min_count", "500", "--max_steps", "2"]) == 0
+    with pytest.raises(SystemExit) as exit_:
+        sample.main(["--stop", "\ufffd"])
+    assert exit_.value.code == 2
 
 
 def test_score_takes_unknown_characters_as_in_training(book, capsys, story):
@@ -135,7 +142,7 @@ def test_score_takes_unknown_characters_as_in_training(book, capsys, story):
     capsys.readouterr()
     said = written(capsys, "run", "--score", "rest.txt")
     assert float(said.split()[0]) == pytest.approx(progress.best_loss, abs=6e-5)
-    assert "that the model never saw were taken for the unknown character" in said
+    assert "that the model does not know were taken for the unknown character" in said
     Path("strange.txt").write_text(99 * "%")
     with pytest.raises(SystemExit):
         sample.main(["run", "--score", "strange.txt"])

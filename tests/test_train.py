@@ -1,5 +1,6 @@
 """A run learns, can be stopped and gone on with, and is decided by its settings alone."""
 
+import io
 import math
 import os
 import random
@@ -150,6 +151,16 @@ def test_run_that_is_out_of_patience_by_chance_perhaps_is_told_how_to_go_on(nois
     # One evaluation without gain is no sign of overfitting yet.
     assert train.main([*TO_OVERFIT, "--patience", "1"]) == 0
     assert "python train.py --resume out/book-tiny --patience 2\n" in capsys.readouterr().out
+
+
+def test_text_from_a_pipe_has_to_come_again(story, monkeypatch, capsys):
+    words = [*SMALL, "--max_steps", "2"]
+    for run in (["-", *words], ["-", "--resume", "out/stdin-tiny", "--max_steps", "4"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(story.encode())))
+        assert train.main(run) == 0
+        step = 2 * int(run[-1])
+        command = f"... | python train.py - --resume out/stdin-tiny --max_steps {step}\n"
+        assert f"go on with it:  {command}" in capsys.readouterr().out
 
 
 def test_run_that_is_out_of_patience_at_its_end_is_told_so(book, capsys):
