@@ -38,8 +38,8 @@ BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 CURVE = "curve.svg"
 
 FORMAT = 2
-# No model that GPTConfig allows needs a longer header, even if its vocabulary is all of Unicode. To
-# read it takes up to 25 times as much memory.
+# That has room for all of Unicode and 300 layers. To read a header takes up to 25 times as much
+# memory.
 LONGEST_HEADER = 2**24
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"
@@ -62,6 +62,7 @@ class Progress:
     """How far a run has come: the state of the training loop besides weights and optimizer."""
 
     step: int = 0
+    # A run that goes on may know a best of a later step.
     best_loss: float | None = None
     best_step: int = 0
     # The step of the last evaluation, which is not made again when the run goes on from there.
@@ -76,7 +77,7 @@ class Progress:
 
     def __post_init__(self):
         evaluated = self.step if self.evaluated_step is None else self.evaluated_step
-        if not 0 <= evaluated <= self.step or not 0 <= self.best_step <= self.step:
+        if not 0 <= evaluated <= self.step or self.best_step < 0:
             raise ValueError("its steps contradict each other")
         if self.loss_count < 0 or (self.best_loss is None and self.best_step > 0):
             raise ValueError("its losses contradict each other")
@@ -282,7 +283,7 @@ def newest_run() -> Path:
         )
     # Only these: what else lies there may be gone, or no file, when it is looked at.
     saved = {run: [run / name for name in (BEST, LAST) if (run / name).exists()] for run in runs}
-    return max(runs, key=lambda run: max(file.stat().st_mtime for file in saved[run]))
+    return max(runs, key=lambda run: max((x.stat().st_mtime for x in saved[run]), default=0.0))
 
 
 def find_run(path: str) -> Path:

@@ -110,8 +110,6 @@ class Run:
     seconds_before: float = 0.0
     # The best model, until it is on disk.
     unsaved_best: Checkpoint | None = None
-    # The loss of one on disk that came after the step from which the run was resumed.
-    later_best_loss: float = math.inf
     # The step of last.safetensors.
     saved_step: int = 0
     # What a resumed run was to take in all when it was saved.
@@ -120,8 +118,7 @@ class Run:
     def save_best(self) -> None:
         """Write best.safetensors, if there is a new best model."""
         if self.unsaved_best is not None:
-            if self.unsaved_best.progress.best_loss < self.later_best_loss:
-                save_checkpoint(self.folder / BEST, self.unsaved_best)
+            save_checkpoint(self.folder / BEST, self.unsaved_best)
             self.unsaved_best = None
 
     def save_last(self) -> None:
@@ -172,7 +169,8 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     if arguments.out is not None:
         out = Path(arguments.out)
         # The text would be taken for a run when it goes on.
-        if out.is_dir() and out.resolve() in [Path(path).resolve() for path in arguments.texts]:
+        texts = [*arguments.texts, flags["text"].get("val_text") or ""]
+        if out.is_dir() and out.resolve() in [Path(path).resolve() for path in filter(None, texts)]:
             raise ValueError(f"{out} is the text; name another folder for the run with --out")
         if not arguments.dry_run:
             refuse_to_overwrite(out)
@@ -322,14 +320,13 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
         run.log = [line for line in read_log(folder) if line["step"] <= evaluated]
         run.seconds_before = run.log[-1]["seconds"] if run.log else 0.0
     run.max_steps_before = saved["train"].max_steps
-    # It is there if the disk had room for it, but not for last.safetensors.
-    with contextlib.suppress(ValueError, FileNotFoundError):
+    # Its best may be of a later step: when the disk had room for that, but not for the whole run.
+    with contextlib.suppress(ValueError, OSError):
         best = load_checkpoint(folder / BEST)
-        if best.progress.step > step and best.text["sha256"] == text.sha256:
-            run.later_best_loss = best.progress.best_loss
-            print(
-                f"note     {folder / BEST} is that of a later step; only a better one replaces it"
-            )
+        loss, before = best.progress.best_loss, run.progress.best_loss
+        alike = (best.text["sha256"], best.model.config) == (text.sha256, run.model.config)
+        if alike and best.progress.best_step and loss < (math.inf if before is None else before):
+            run.progress.best_loss, run.progress.best_step = loss, best.progress.best_step
     if out_of_patience(run):
         raise ValueError(
             f"{folder} has stopped early, no better than at step {run.progress.best_step:,}; to go "

@@ -224,6 +224,8 @@ def plan(run: Run, pace: Pace, deadline: float | None) -> TrainConfig:
     config, progress, start = run.config, run.progress, run.progress.step
     steps = config.max_steps - start
     if deadline is not None:
+        if progress.evaluated_step is None:
+            deadline -= pace.evaluation  # that of step 0
         # At first with one evaluation: how many there are depends on the number of steps.
         steps = max(1, pace.steps_until(deadline, eval_interval=MOST_STEPS))
     interval = config.eval_interval or pace.eval_interval(steps)
@@ -496,8 +498,7 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     step, max_steps = progress.step, run.config.max_steps
     if run.saved_step != step:
         best_is_saved = run.unsaved_best is None and progress.best_step > run.saved_step
-        of_this_run = best_is_saved and progress.best_loss < run.later_best_loss
-        but = f", but {BEST} has step {progress.best_step:,}" if of_this_run else ""
+        but = f", but {BEST} has step {progress.best_step:,}" if best_is_saved else ""
         print(
             f"\ntrain.py: step {step:,} could not be saved, so what came after step "
             f"{run.saved_step:,} is lost{but}; mend that, then go on with {command_to_resume(run)}",
@@ -539,10 +540,12 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
 
 def command_to_resume(run: Run) -> str:
     """Return the command that goes on with a run; what came by a pipe has to come again."""
-    resume_it = f"--resume {shlex.quote(run.folder.as_posix())}"
+    words = ["python", "train.py", "--resume", run.folder.as_posix()]
     if STANDARD_INPUT in run.paths:
-        return f"... | python train.py {shlex.join(run.paths)} {resume_it}"
-    return f"python train.py {resume_it}"
+        words[2:2] = run.paths
+    if run.text_config.val_text == STANDARD_INPUT:
+        words += ["--val_text", STANDARD_INPUT]
+    return ("... | " if STANDARD_INPUT in words else "") + shlex.join(words)
 
 
 def describe_baselines(run: Run) -> str:

@@ -48,6 +48,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
 
 
 def _exit_in_order(number: int, _: Any) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # another one would break off what this one sets off
     raise SystemExit(128 + number)
 
 

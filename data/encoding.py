@@ -201,7 +201,7 @@ def _beyond_ascii(probe: bytes, encoding: str) -> str:
 
 
 def _share_beyond_ascii(probe: bytes, encoding: str, wanted: str) -> float:
-    """Return how many of the characters beyond ASCII match a pattern, 0 if it cannot be decoded.
+    """Return how many of the characters beyond ASCII match a pattern, 0 if too few can be decoded.
 
     Characters for private use are in no text, so with one of them it is 0, too.
     """

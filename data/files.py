@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -235,7 +235,7 @@ def _blocks(file: BinaryIO, bar: tqdm | None = None) -> Iterator[bytes]:
 def _files_in(folder: Path, glob: str | None) -> list[Path]:
     """Find the files below a folder, not hidden or vendored ones or what training wrote."""
     found = []
-    for place, folders, files in os.walk(folder, onerror=_raise):
+    for place, folders, files in os.walk(folder, onerror=_leave_out):
         folders[:] = [
             f
             for f in folders
@@ -254,8 +254,8 @@ def _files_in(folder: Path, glob: str | None) -> list[Path]:
     )
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
+def _leave_out(error: OSError) -> None:
+    tqdm.write(f"warning: {error.filename} is left out: {error.strerror}", file=sys.stderr)
 
 
 def _is_binary(path: str) -> bool:

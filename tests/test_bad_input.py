@@ -81,6 +81,7 @@ TRAIN = [
     ("book.txt --out out/best-only", "already holds a run"),
     ("book.txt --out=", "--out is empty; name a folder for the run"),
     (". --out .", ". is the text; name another folder for the run with --out"),
+    ("book.txt --val_text . --out .", ". is the text; name another folder"),
     ("book.txt --n_embd 2000000000", "not enough memory"),
     ("book.txt --batch_size 99999999999999999999", "a whole number below 2^31"),
     ("book.txt --epochs 3", "there is no use for '--epochs'; see --help"),

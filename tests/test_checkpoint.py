@@ -1,5 +1,6 @@
 """What is saved comes back; what is damaged or strange is refused in a sentence."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -165,7 +166,7 @@ def test_damaged_or_foreign_file_is_refused(damage, sentence):
         (lambda r, t: r["model"].pop("n_head"), "its model settings are incomplete"),
         (lambda r, t: r.update(format="1" * 10**6), "its format is '1{,300}$"),
         (lambda r, t: r["progress"].update(step=-1), "its steps contradict each other"),
-        (lambda r, t: r["progress"].update(best_step=1), "its steps contradict each other"),
+        (lambda r, t: r["progress"].update(best_step=-1), "its steps contradict each other"),
         (lambda r, t: r["progress"].update(loss_count=-1), "its losses contradict each other"),
         (lambda r, t: r.update(progress=[]), "must be a section of keys"),
         (lambda r, t: r["progress"].update(step="5"), "step is '5'; it must be a whole number"),
@@ -200,7 +201,8 @@ def test_newest_run_is_found_and_a_misspelt_one_is_guessed(book):
         for file in (BEST, LAST):
             save_checkpoint(Path(f"out/{name}/{file}"), make_checkpoint())
     os.utime(f"out/one/{BEST}", (2e9, 2e9))
-    os.symlink("who@where", "out/two/.#log.jsonl")  # by which an editor marks a file as its own
+    with contextlib.suppress(OSError):  # Windows allows that to some only
+        os.symlink("who@where", "out/two/.#log.jsonl")  # an editor's mark on a file that it changes
     assert newest_run() == Path("out/one")
     with pytest.raises(FileNotFoundError, match=r"no run 'out/tow' \(did you mean 'out/two'\?\)"):
         find_run("out/tow")

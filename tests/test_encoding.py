@@ -162,6 +162,20 @@ def test_what_comes_before_the_first_foreign_byte_may_be_long():
         read_file("book.txt")
 
 
+def test_folder_that_cannot_be_read_is_left_out_with_a_warning(monkeypatch, capsys):
+    def refuse(folder):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    scandir = os.scandir
+    Path("books/locked").mkdir(parents=True)
+    Path("books/open.txt").write_text("read")
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert read_file("books") == "read"
+    assert "warning: books/locked is left out: Permission denied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", [101, 150_001, -1])
 def test_damaged_chinese_is_known_as_such(place):
     book = bytearray((CHINESE * (200_000 // len(CHINESE))).encode("gb18030"))

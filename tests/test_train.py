@@ -153,6 +153,20 @@ def test_run_that_is_out_of_patience_by_chance_perhaps_is_told_how_to_go_on(nois
     assert "python train.py --resume out/book-tiny --patience 2\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("paths", "val_text", "command"),
+    [
+        (["a b", "c"], "d", "python train.py --resume out/run"),
+        (["a b", "-"], "d", "... | python train.py 'a b' - --resume out/run"),
+        (["a b"], "-", "... | python train.py --resume out/run --val_text -"),
+    ],
+)
+def test_command_to_resume_names_what_came_from_a_pipe(paths, val_text, command):
+    text_config = SimpleNamespace(val_text=val_text)
+    run = SimpleNamespace(folder=Path("out/run"), paths=paths, text_config=text_config)
+    assert train.command_to_resume(run) == command
+
+
 def test_text_from_a_pipe_has_to_come_again(story, monkeypatch, capsys):
     words = [*SMALL, "--max_steps", "2"]
     for run in (["-", *words], ["-", "--resume", "out/stdin-tiny", "--max_steps", "4"]):
@@ -384,9 +398,10 @@ def test_evaluations_stay_apart_when_the_interval_grows(book):
         (30.05, 100),
     ],
 )
-def test_steps_fit_before_the_deadline_with_their_evaluations(seconds, steps):
+def test_steps_fit_before_the_deadline_with_their_evaluations(monkeypatch, seconds, steps):
+    monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
     pace = train.Pace(step=0.1, evaluation=2.0)
-    assert pace.steps_until(time.perf_counter() + seconds, eval_interval=10) == steps
+    assert pace.steps_until(100.0 + seconds, eval_interval=10) == steps
 
 
 @pytest.mark.parametrize(
@@ -398,14 +413,14 @@ def test_steps_fit_before_the_deadline_with_their_evaluations(seconds, steps):
         (30, True, 27.5, 33),
     ],
 )
-def test_time_for_the_last_evaluation_is_left(step, due, seconds, max_steps):
+def test_time_for_the_last_evaluation_is_left(monkeypatch, step, due, seconds, max_steps):
+    monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
     run = SimpleNamespace(
         progress=Progress(step=step, eval_interval=30),
         config=TrainConfig(max_steps=40, eval_interval=30),
     )
-    deadline = time.perf_counter() + seconds
     pace = train.Pace(step=1.0, evaluation=12.0)
-    train.correct_plan(run, pace, deadline, taken=step, training=float(step), due=due)
+    train.correct_plan(run, pace, 100.0 + seconds, taken=step, training=float(step), due=due)
     assert run.config.max_steps == max_steps
 
 
