@@ -38,8 +38,8 @@ BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 CURVE = "curve.svg"
 
 FORMAT = 2
-# That has room for all of Unicode and 300 layers. To read a header takes up to 25 times as much
-# memory.
+# Bytes: room for a vocabulary of all of Unicode and 300 layers. Reading it takes up to 25 times as
+# much memory.
 LONGEST_HEADER = 2**24
 # Safetensors metadata is a map without order; one entry keeps the bytes of equal runs equal.
 METADATA = "chargpt"

@@ -193,19 +193,16 @@ def _refuse_utf16(block: bytes, name: str) -> None:
 def _beyond_ascii(probe: bytes, encoding: str) -> str:
     """Return the characters beyond ASCII, none if ten or fewer can be decoded for each that cannot.
 
-    So much damage does not hide which encoding it is.
+    So a little damage does not hide which encoding it is. Characters for private use are in no
+    text, so they count among what cannot be decoded.
     """
     text = codecs.getincrementaldecoder(encoding)("replace").decode(probe)
     beyond = re.sub("[\0-\x7f]", "", text)
-    return beyond if len(beyond) > 11 * beyond.count("\ufffd") else ""
+    n_wrong = len(re.findall("[\ufffd\ue000-\uf8ff]", beyond))
+    return beyond if len(beyond) > 11 * n_wrong else ""
 
 
 def _share_beyond_ascii(probe: bytes, encoding: str, wanted: str) -> float:
-    """Return how many of the characters beyond ASCII match a pattern, 0 if too few can be decoded.
-
-    Characters for private use are in no text, so with one of them it is 0, too.
-    """
+    """Return the share of characters beyond ASCII that match a pattern, 0 if few can be decoded."""
     beyond = _beyond_ascii(probe, encoding)
-    if not beyond or re.search("[\ue000-\uf8ff]", beyond):
-        return 0.0
-    return len(re.findall(wanted, beyond)) / len(beyond)
+    return len(re.findall(wanted, beyond)) / len(beyond) if beyond else 0.0

@@ -176,7 +176,7 @@ def test_folder_that_cannot_be_read_is_left_out_with_a_warning(monkeypatch, caps
     assert "warning: books/locked is left out: Permission denied" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", [101, 150_001, -1])
+@pytest.mark.parametrize("place", [*range(100, 180), 150_001, -1])
 def test_damaged_chinese_is_known_as_such(place):
     book = bytearray((CHINESE * (200_000 // len(CHINESE))).encode("gb18030"))
     book[place] = 0xFF
