@@ -281,9 +281,13 @@ def newest_run() -> Path:
         raise FileNotFoundError(
             f"there is no run below {OUT.resolve()} yet; train one: python train.py"
         )
-    # Only these: what else lies there may be gone, or no file, when it is looked at.
-    saved = {run: [run / name for name in (BEST, LAST) if (run / name).exists()] for run in runs}
-    return max(runs, key=lambda run: max((x.stat().st_mtime for x in saved[run]), default=0.0))
+
+    def saved_at(run: Path) -> float:
+        # Only these: what else lies there may be gone, or no file, when it is looked at.
+        saved = [run / name for name in (BEST, LAST) if (run / name).exists()]
+        return max((file.stat().st_mtime for file in saved), default=0.0)
+
+    return max(runs, key=saved_at)
 
 
 def find_run(path: str) -> Path:

@@ -164,13 +164,13 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     else:
         chosen = load_preset(preset, SECTIONS)
         _, _, text_config, _ = build(SECTIONS, chosen, flags)
-    if arguments.out == "":
-        raise ValueError("--out is empty; name a folder for the run")
     if arguments.out is not None:
+        if not arguments.out:
+            raise ValueError("--out is empty; name a folder for the run")
         out = Path(arguments.out)
         # The text would be taken for a run when it goes on.
-        texts = [*arguments.texts, flags["text"].get("val_text") or ""]
-        if out.is_dir() and out.resolve() in [Path(path).resolve() for path in filter(None, texts)]:
+        texts = [*arguments.texts, *filter(None, [flags["text"].get("val_text")])]
+        if out.is_dir() and out.resolve() in [Path(path).resolve() for path in texts]:
             raise ValueError(f"{out} is the text; name another folder for the run with --out")
         if not arguments.dry_run:
             refuse_to_overwrite(out)
