@@ -1,11 +1,13 @@
 """Texts of the field that are known by name, and how they are fetched."""
 
+import contextlib
 import hashlib
 import http.client
 import os
 import shutil
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,9 +44,7 @@ def fetch(name: str) -> Path:
     path = TEXTS / f"{name}.txt"
     if path.exists():
         return path
-    temporary = path.with_suffix(f".{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with in_place_of(path) as temporary:
         try:
             _download(address, temporary)
         except (OSError, http.client.HTTPException) as error:
@@ -62,9 +62,6 @@ def fetch(name: str) -> Path:
                 (inside,) = archive.namelist()
                 text = archive.read(inside)
             temporary.write_bytes(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -75,3 +72,18 @@ def _download(address: str, path: Path) -> None:
             shutil.copyfileobj(watched, file)
         if size and file.tell() != size:
             raise ConnectionError(f"it broke off after {file.tell():,} of {size:,} bytes")
+
+
+@contextlib.contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of another if nothing goes wrong.
+
+    Other processes may be writing the same one: each has a temporary file of its own.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from data.catalogue import TEXTS
+from data.catalogue import TEXTS, in_place_of
 from data.encoding import check_encoding
 from data.files import STANDARD_INPUT, Documents, find_files, look_into, name_of
 from data.vocabulary import Vocabulary, count_characters
@@ -111,10 +111,7 @@ class Text:
             return torch.frombuffer(mapped, dtype=kind)
 
     def _write_ids(self, vocabulary: Vocabulary) -> None:
-        # Another process may be writing the same ones.
-        temporary = self.ids_file.with_suffix(f".{os.getpid()}")
-        self.ids_file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with in_place_of(self.ids_file) as temporary:
             with temporary.open("wb") as file, contextlib.suppress(ValueError):
                 for block in self.blocks("encoding"):
                     file.write(vocabulary.encode(block, unknown=True).numpy().data)
@@ -123,9 +120,6 @@ class Text:
             whole = temporary.stat().st_size == self.n_characters * vocabulary.id_type.itemsize
             if not whole or _watch(path for path, _, _ in self.watched) != self.watched:
                 raise ValueError(f"{self.name} has changed while it was read; try again")
-            os.replace(temporary, self.ids_file)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def read_text(paths: Sequence[str], config: TextConfig) -> Text:
@@ -220,15 +214,13 @@ def _ids_file(kept: Path, sha256: str) -> Path:
 
 def _remember(text: Text, kept: Path) -> None:
     """Write down what is known of a text, in place of what was known of it before it changed."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f"{glob.escape(kept.stem)}-*.ids"):
         # Windows keeps a file that another process has mapped.
         with contextlib.suppress(OSError):
             old.unlink()
     known = dataclasses.asdict(text) | {"ids_file": None}
-    temporary = kept.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(known), encoding="utf-8")
-    os.replace(temporary, kept)
+    with in_place_of(kept) as temporary:
+        temporary.write_text(json.dumps(known), encoding="utf-8")
 
 
 def _recall(name: str, kept: Path | None, watched: tuple[tuple[str, int, int], ...]) -> Text | None:
