@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -148,11 +148,13 @@ def write(
             # The first text is shown as it is written, the others after it.
             for i, own in enumerate(itertools.tee(columns, len(generators))):
                 print("\n---\n" * (first + i > 0) + show(prompt), end="", flush=True)
-                text = []
-                for character in until(stop, (column[i] for column in own)):
-                    text.append(character)
-                    print(show(character), end="", flush=True)
-                yield "".join(text)
+                text = ""
+                for column in own:
+                    text += column[i]
+                    print(show(column[i]), end="", flush=True)
+                    if stop is not None and text.endswith(stop):
+                        break
+                yield text
 
 
 def refuse_idle_flags(flags: Values) -> None:
@@ -212,10 +214,10 @@ def describe_copies(written: Sequence[str], source: str, name: str) -> str:
 
 def read_prompt(writing: WritingConfig, vocabulary: Vocabulary) -> str:
     """Return the text to continue, empty if none is given."""
+    prompt = unescape(writing.prompt or "")
     if writing.prompt_file is not None:
         prompt = whole_text(writing.prompt_file, writing.encoding)
-        return readable(prompt, vocabulary, writing)
-    return readable(unescape(writing.prompt or ""), vocabulary, writing)
+    return readable(prompt, vocabulary, writing)
 
 
 def readable(
@@ -255,17 +257,6 @@ def unescape(text: str) -> str:
     r"""Turn \n, \t and \\, as typed in a shell, into a line break, a tab and a backslash."""
     meanings = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
     return re.sub(r"\\[nt\\]", lambda match: meanings[match[0]], text)
-
-
-def until(stop: str | None, characters: Iterable[str]) -> Iterator[str]:
-    """Yield characters up to and including the first place where they spell `stop`."""
-    tail = ""
-    for character in characters:
-        yield character
-        if stop is not None:
-            tail = (tail + character)[-len(stop) :]
-            if tail == stop:
-                return
 
 
 if __name__ == "__main__":

@@ -179,11 +179,6 @@ def test_escapes_in_a_prompt(typed, meant):
     assert sample.unescape(typed) == meant
 
 
-def test_until_ends_with_the_first_stop_even_across_characters():
-    assert "".join(sample.until("aab", "xaaabaab")) == "xaaab"
-    assert "".join(sample.until(None, "xyz")) == "xyz"
-
-
 def test_control_characters_do_not_reach_a_terminal(monkeypatch, capsys):
     Path("book.txt").write_text("\x1b]52;c;!\a\x9b2J\t\n" * 20, encoding="utf-8")
     assert train.main(["book.txt", *SMALL, "--max_steps", "1", "--out", "run"]) == 0
