@@ -5,7 +5,6 @@ import contextlib
 import fnmatch
 import functools
 import gzip
-import importlib
 import io
 import lzma
 import os
@@ -32,8 +31,10 @@ SHOWN_BYTES = 2**26
 VENDORED = {"node_modules", "__pycache__", "site-packages", "venv", "vendor", "build", "dist"}
 STANDARD_INPUT = "-"
 LONGEST_NAME = 120  # bytes
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-GZIP, BZIP2, XZ, ZSTANDARD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+COMPRESSED = (".gz", ".bz2", ".xz")
+# What reads a file that begins like this.
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
@@ -193,32 +194,24 @@ def _encoding_in_folder(path: str, encoding: str) -> str:
 @contextlib.contextmanager
 def _opened(path: str | bytes) -> Iterator[BinaryIO]:
     """Open a file for reading from any place in it, whatever it is and however it is compressed."""
-    damaged: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, lzma.LZMAError)
     with contextlib.ExitStack() as files:
         try:
             if isinstance(path, bytes):
                 file = files.enter_context(io.BytesIO(path))
             else:
                 file = files.enter_context(open(path, "rb"))
-            beginning = file.read(len(XZ))
+            beginning = file.read(max(map(len, OPENERS)))
             file.seek(0)
-            if beginning.startswith(GZIP):
-                file = files.enter_context(gzip.GzipFile(fileobj=file))
-            elif beginning.startswith(BZIP2):
-                file = files.enter_context(bz2.BZ2File(file))
-            elif beginning.startswith(XZ):
-                file = files.enter_context(lzma.LZMAFile(file))
-            elif beginning.startswith(ZSTANDARD):
-                zstd = importlib.import_module("compression.zstd")
-                damaged += (zstd.ZstdError,)
-                file = files.enter_context(zstd.ZstdFile(file))
+            if beginning.startswith(ZSTANDARD):
+                raise ValueError(
+                    f"{_shown(path)} is compressed with zstd, which is not read; decompress it "
+                    f"first: zstd -d {_shown(path)}"
+                )
+            for magic, opener in OPENERS.items():
+                if beginning.startswith(magic):
+                    file = files.enter_context(opener(file))
             yield file
-        except ImportError:
-            raise ValueError(
-                f"{_shown(path)} is compressed with zstd, which Python can read from 3.14 on; "
-                f"decompress it first: zstd -d {_shown(path)}"
-            ) from None
-        except damaged as error:
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             # What the system says has a number, and a missing file is not a damaged one.
             if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
                 raise
