@@ -281,13 +281,9 @@ def newest_run() -> Path:
         raise FileNotFoundError(
             f"there is no run below {OUT.resolve()} yet; train one: python train.py"
         )
-
-    def saved_at(run: Path) -> float:
-        # Only these: what else lies there may be gone, or no file, when it is looked at.
-        saved = [run / name for name in (BEST, LAST) if (run / name).exists()]
-        return max((file.stat().st_mtime for file in saved), default=0.0)
-
-    return max(runs, key=saved_at)
+    # Only these: what else lies there may be gone, or no file, when it is looked at.
+    saved = [run / name for run in runs for name in (BEST, LAST) if (run / name).exists()]
+    return max(saved, key=os.path.getmtime).parent
 
 
 def find_run(path: str) -> Path:
