@@ -33,7 +33,7 @@ from config.hardware import Device, Precision, choose_device, choose_precision, 
 from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, coverage, fit_block_size, read_text
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, make_optimizers
-from training import Pieces, make_step
+from training import make_step
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ class Run:
     training_ids: Tensor
     validation_ids: Tensor
     progress: Progress
-    pieces: Pieces
     # The lines of log.jsonl, and those that could not be written yet.
     log: list[dict[str, Any]] = field(default_factory=list)
     # What the run had taken when it was resumed.
@@ -141,7 +140,7 @@ class Run:
                 "text": asdict(self.text_config),
                 "train": asdict(self.config),
             },
-            progress=replace(self.progress, windows=self.pieces.windows),
+            progress=replace(self.progress),
             average=self.average,
             optimizer=optimizer_tensors(self.model, self.optimizers),
         )
@@ -365,7 +364,7 @@ def assemble(
 
     The checkpoint to start from may lack text and settings, which are given besides.
     """
-    model, progress = start.model, start.progress
+    model = start.model
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.dtype, device, model.config.n_embd)
     to_device(model, device)
@@ -393,8 +392,7 @@ def assemble(
         precision,
         ids[: text.n_training],
         ids[text.n_training :],
-        progress,
-        Pieces(progress.windows),
+        start.progress,
     )
 
 
@@ -450,7 +448,7 @@ def step_function(run: Run) -> Callable[[int, int], Tensor]:
         run.config.batch_size,
         run.config.seed,
         run.precision,
-        run.pieces,
+        run.progress,
     )
 
 

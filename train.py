@@ -184,9 +184,9 @@ def rehearse(run: Run, thoroughly: bool) -> Pace:
     model, average = copy.deepcopy(run.model), copy.deepcopy(run.average)
     optimizers = make_optimizers(model, run.optimizer_config, run.precision)
     # Two models need more memory than one, so what does not fit here may still fit later.
-    pieces = replace(run.pieces)
+    progress = replace(run.progress)
     take_step = step_function(
-        replace(run, model=model, average=average, optimizers=optimizers, pieces=pieces)
+        replace(run, model=model, average=average, optimizers=optimizers, progress=progress)
     )
 
     def seconds_of_a_step() -> float:

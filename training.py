@@ -10,9 +10,8 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +44,10 @@ EVALUATION_PIECE_CHARACTERS = {"cpu": 4096, "mps": 4096, "cuda": 32768}
 Result = TypeVar("Result")
 
 
-@dataclass
-class Pieces:
-    """How many windows go through the model at once since memory ran out; None before that."""
+class Pieces(Protocol):
+    """What keeps how many windows go through the model at once since memory ran out, or None."""
 
-    windows: int | None = None
+    windows: int | None
 
 
 def make_step(

@@ -217,7 +217,7 @@ def test_parts_are_computed_one_by_one_once_memory_has_run_out(book, monkeypatch
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     # Two parts that fail, then two in each step.
     assert threads[2:] == [threading.main_thread()] * 4
-    assert halved.pieces == training.Pieces(2)
+    assert halved.progress.windows == 2
     said = capsys.readouterr().err
     assert said.count("memory ran out: from here on 2 instead of 4 windows") == 1
 
@@ -254,7 +254,7 @@ def test_memory_that_runs_out_in_what_is_recorded_has_smaller_pieces_recorded(bo
     assert len(forwards) == graphs.CALLS_BEFORE_RECORDING + 1
     out_of_memory.append(MemoryError())
     take_step(5, 20)
-    assert run.pieces == training.Pieces(2)
+    assert run.progress.windows == 2
     assert len(forwards) == graphs.CALLS_BEFORE_RECORDING + 1 + 2
 
 
