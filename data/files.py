@@ -8,7 +8,6 @@ import gzip
 import io
 import lzma
 import os
-import stat
 import sys
 import sysconfig
 import zlib
@@ -154,11 +153,10 @@ def _held(path: str) -> str | bytes:
         return sys.stdin.buffer.read()
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file or folder {path!r}")
-    kind = os.stat(path).st_mode
-    if stat.S_ISCHR(kind) or stat.S_ISBLK(kind) or stat.S_ISSOCK(kind):
-        raise ValueError(f"{path} is a device, not a file with a text")
-    if not stat.S_ISFIFO(kind):
+    if os.path.isfile(path):
         return path
+    if not Path(path).is_fifo():
+        raise ValueError(f"{path} is a device, not a file with a text")
     # A pipe that nobody writes to is empty, and is not waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
