@@ -277,12 +277,12 @@ def try_lock(descriptor: int) -> bool:
 def newest_run() -> Path:
     """Return the run below out/ that was last trained."""
     runs = [file.parent for file in OUT.rglob(BEST)]
-    if not runs:
+    # Only these: what else lies there may be gone, or no file, when it is looked at.
+    saved = [run / name for run in runs for name in (BEST, LAST) if (run / name).exists()]
+    if not saved:
         raise FileNotFoundError(
             f"there is no run below {OUT.resolve()} yet; train one: python train.py"
         )
-    # Only these: what else lies there may be gone, or no file, when it is looked at.
-    saved = [run / name for run in runs for name in (BEST, LAST) if (run / name).exists()]
     return max(saved, key=os.path.getmtime).parent
 
 

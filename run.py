@@ -341,9 +341,9 @@ def settings_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings, by section, of the run that a checkpoint was read from.
 
     What an older version did not save had its default, or, before there was a choice, Nesterov's
-    form of momentum; ValueError if there is what cannot be.
+    form of momentum and no weight decay in Muon; ValueError if there is what cannot be.
     """
-    older = {"optimizer": {"muon_nu": 1.0}}
+    older = {"optimizer": {"muon_nu": 1.0, "muon_weight_decay": 0.0}}
     settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}
     try:
         return dict(zip(SECTIONS, build(SECTIONS, older, settings), strict=True))

@@ -246,7 +246,6 @@ def test_compressed_text_is_read_as_it_is(name, compress):
     assert (text.name, characters(text)) == ("book", CHINESE)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python can read zstd from 3.14 on")
 def test_zstd_is_named():
     Path("book.zst").write_bytes(b"\x28\xb5\x2f\xfd\0\0\0\0")
     with pytest.raises(ValueError, match=r"compressed with zstd.*zstd -d book\.zst"):
