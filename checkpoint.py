@@ -70,7 +70,7 @@ class Progress:
     # The training losses since then.
     loss_sum: float = 0.0
     loss_count: int = 0
-    # The windows that went through the model at once after memory had run out.
+    # The windows that go through the model at once since memory ran out.
     windows: int | None = None
     # The steps between evaluations, as planned.
     eval_interval: int | None = None

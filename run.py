@@ -140,7 +140,7 @@ class Run:
                 "text": asdict(self.text_config),
                 "train": asdict(self.config),
             },
-            progress=replace(self.progress),
+            progress=replace(self.progress),  # a best may be saved later than it is noted
             average=self.average,
             optimizer=optimizer_tensors(self.model, self.optimizers),
         )

@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 
 
 class Pieces(Protocol):
-    """What keeps how many windows go through the model at once since memory ran out, or None."""
+    """Where a step notes how many windows fit at once since memory ran out; None before that."""
 
     windows: int | None
 

@@ -76,7 +76,7 @@ def _download(address: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which takes the place of another if nothing goes wrong.
+    """Give the path of a temporary file to write, which becomes `path` if nothing goes wrong.
 
     Other processes may be writing the same one: each has a temporary file of its own.
     """

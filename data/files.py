@@ -202,8 +202,8 @@ def _opened(path: str | bytes) -> Iterator[BinaryIO]:
             file.seek(0)
             if beginning.startswith(ZSTANDARD):
                 raise ValueError(
-                    f"{_shown(path)} is compressed with zstd, which is not read; decompress it "
-                    f"first: zstd -d {_shown(path)}"
+                    f"{_shown(path)} is compressed with zstd; only gzip, bzip2 and xz are read, so "
+                    f"decompress it first: zstd -d {_shown(path)}"
                 )
             for magic, opener in OPENERS.items():
                 if beginning.startswith(magic):
