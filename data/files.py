@@ -203,7 +203,7 @@ def _opened(path: str | bytes) -> Iterator[BinaryIO]:
             if beginning.startswith(ZSTANDARD):
                 raise ValueError(
                     f"{_shown(path)} is compressed with zstd; only gzip, bzip2 and xz are read, so "
-                    f"decompress it first: zstd -d {_shown(path)}"
+                    "decompress it with zstd -d first"
                 )
             for magic, opener in OPENERS.items():
                 if beginning.startswith(magic):
