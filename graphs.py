@@ -29,7 +29,8 @@ Call = tuple[OpOverload, tuple, dict[str, Any], Any]
 
 aten = torch.ops.aten
 COPIES = {aten.clone.default, aten._to_copy.default}
-# What these compute, torch can write to a given place only in the form of others.
+# What these have to write to a given place computes elsewhere and copies. What stands on the right
+# computes the same, right there.
 EQUALS = {
     aten.relu.default: lambda x: (aten.clamp_min.default, (x, 0)),
     aten.mul.Scalar: lambda x, factor: (aten.mul.Tensor, (x, factor)),
@@ -44,10 +45,11 @@ class Recorded:
     """A function of one tensor that is recorded in an early call and replayed after that.
 
     Each call must do the same to the same tensors, its argument apart: what differs between calls
-    has to be read from tensors, and nothing may depend on a result. What a call leaves for later
-    ones lies in tensors that were there before. Random numbers can be drawn on a GPU only; they
-    are those of the seed at the time of the call. Where recording fails, and on devices other than
-    these two, the function is called as it is from then on; on a GPU, one line says so.
+    has to be read from tensors, and Python must not decide anything by a number that was computed.
+    What a call leaves for later ones lies in tensors that were there before. Random numbers can be
+    drawn on a GPU only; they are those of the seed at the time of the call. On devices other than a
+    CPU and an NVIDIA GPU, and where recording fails, the function is called as it is from then on;
+    of a failure on a GPU, one line says so.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device):
@@ -61,24 +63,21 @@ class Recorded:
         self.calls += 1
         if self.calls == CALLS_BEFORE_RECORDING + 1 and self.device in ("cpu", "cuda"):
             self.argument = argument.clone()
-            return self._record_operations() if self.device == "cpu" else self._record_graph()
+            if self.device == "cpu":
+                return self._record_operations()
+            self._record_graph()
         if self.replay is None:
             return self.function(argument)
         self.argument.copy_(argument)
         self.replay()
         return self.result.clone()
 
-    def _record_graph(self) -> Tensor:
+    def _record_graph(self) -> None:
         try:
             self.replay = self._capture()
         except (MemoryError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             tqdm.write(f"the GPU waits for Python, which is slower: {reason}", file=sys.stderr)
-        # Not in the clause above: there, the error still holds what the attempt has allocated.
-        if self.replay is None:
-            return self.function(self.argument)
-        self.replay()
-        return self.result.clone()
 
     def _capture(self) -> Callable[[], None]:
         # Its random numbers come from a state of their own: seeds reach the default one only as
@@ -166,8 +165,8 @@ class Operations(TorchDispatchMode):
 def _share_memory(calls: Sequence[Call], kept: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a function that gives the tensor to use in place of a recorded one.
 
-    What only calls between two others need lies where other such tensors lay before: a step of four
-    layers 64 wide uses a third of the memory, over and over, of which more stays in the cache.
+    A tensor that no later call needs leaves its memory to later ones of the same size: so a step of
+    four layers 64 wide uses a third of the memory, and more of it stays in the processor's cache.
     """
     last_use: dict[int, int] = {}
     made = set()

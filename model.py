@@ -75,16 +75,17 @@ class SamplingConfig:
             raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
 
 
+@dataclass
 class KVCache:
-    """The keys and values of one attention layer, (B, H, S, D) each, with room for S positions.
+    """What one attention layer has computed of earlier positions, so that it need not do it again.
 
-    Where new ones go is told by a tensor and not by a counter: then each step consists of the
-    same operations, and can be recorded.
+    These are keys and values, (B, H, S, D) each, with room for S positions. Where new ones go is
+    told by a tensor and not by a counter: then each step consists of the same operations, and can
+    be recorded.
     """
 
-    def __init__(self, key: Tensor, value: Tensor):
-        self.key = key
-        self.value = value
+    key: Tensor
+    value: Tensor
 
     def update(self, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put in T positions (T,), (B, H, T, D) each, and return all there are, (B, H, S, D)."""
@@ -230,7 +231,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the stream that it reads."""
+    """Attention, then feed-forward, each added to the stream of vectors that it reads.
+
+    The stream runs through all blocks (a residual connection: He et al., 2015).
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -325,7 +329,7 @@ class GPT(nn.Module):
         Each row has a generator of its own, so that but for rounding it does not depend on those
         beside it; without any, torch's own is drawn from.
 
-        Learned positions cannot slide under cached keys: when the window is full, its newest
+        A cached key has its position in it, so the window cannot slide: when it is full, its newest
         half is read again from position 0. `cached=False` follows the same rule but reads the
         whole window for every character: the slow answer that the cache must agree with. The ids
         in `unwritten` are read, but never drawn.

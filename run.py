@@ -199,7 +199,7 @@ def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     as_asked = {"max_steps", "minutes"} & flags["train"].keys()
     if is_auto and not as_asked and not model_config.dropout:
         enough = math.ceil(ENOUGH_READINGS * n_training / (config.batch_size * block_size))
-        # So few that the rates hardly rise teach nothing.
+        # In a shorter run, the learning rates would fall soon after they have risen.
         enough = max(enough, 10 * optimizer_config.warmup_steps)
         if enough < config.max_steps:
             preset_reason += (
@@ -340,8 +340,9 @@ def resume(folder: Path, paths: list[str], flags: Values) -> Run:
 def settings_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings, by section, of the run that a checkpoint was read from.
 
-    What an older version did not save had its default, or, before there was a choice, Nesterov's
-    form of momentum and no weight decay in Muon; ValueError if there is what cannot be.
+    One that the checkpoint lacks has its default; but `muon_nu` and `muon_weight_decay` are newer
+    than some checkpoints, whose runs had Nesterov's momentum (1.0) and no weight decay in Muon.
+    Raises ValueError for a setting that cannot be.
     """
     older = {"optimizer": {"muon_nu": 1.0, "muon_weight_decay": 0.0}}
     settings = checkpoint.settings | {"model": asdict(checkpoint.model.config)}

@@ -17,7 +17,7 @@ from typing import Any
 
 # How often a thread looks whether the others are done before it sleeps. GNU's OpenMP, which torch
 # has on Linux, reads it when it is loaded; by default it is 300,000, and then a step of `small`
-# takes up to 13 times as long beside two busy programs.
+# takes 1.4 times as long beside two busy programs, and at worst four times.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # The same for LLVM's and Intel's, in milliseconds. By default it is 200, and then a step of four
 # layers 64 wide takes 1.25 times as long: threads that only wait hold up those that compute.
@@ -402,8 +402,8 @@ def record(run: Run, validation_loss: float, seconds: float) -> None:
         }
     )
     progress.evaluated_step, progress.loss_sum, progress.loss_count = step, 0.0, 0
-    # Any model takes the place of a best that is untrained, however lucky on a short validation
-    # part, or lost, where only last.safetensors was brought along.
+    # Any model takes the place of a best that was not trained at all, which may be lucky on a short
+    # validation part, or whose file is missing, as when only last.safetensors was brought along.
     lost = run.unsaved_best is None and not (run.folder / BEST).exists()
     if lost or progress.best_step == 0 or validation_loss < progress.best_loss:
         run.note_best(validation_loss)
