@@ -1,6 +1,9 @@
 """Defaults, presets and flags become settings, or one sentence."""
 
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -132,6 +135,19 @@ def test_precision_is_what_was_asked_for_or_fits_the_width():
     assert choose_precision("bfloat16", cpu, 32)[0] == torch.bfloat16
     assert choose_precision("float32", cpu, 384)[0] == torch.float32
     assert choose_precision("auto", cpu, 32)[0] == torch.float32
+
+
+def test_precision_follows_what_the_library_that_multiplies_may_use():
+    ask = (
+        "import torch; from config.hardware import choose_precision; "
+        "print(*choose_precision('auto', torch.device('cpu'), 384))"
+    )
+    told = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    project = Path(train.__file__).parent
+    answer = subprocess.run(
+        [sys.executable, "-c", ask], env=told, cwd=project, capture_output=True, encoding="utf-8"
+    )
+    assert answer.stdout == "torch.float32 no fast bfloat16 here\n"
 
 
 def test_logits_that_tell_devices_apart_are_made_with_the_cache_and_without():
