@@ -241,7 +241,7 @@ def keep_freed_memory() -> None:
     """Let memory that is freed stay with this process.
 
     By default, glibc gives large blocks back to the system and gets them anew, page by page: a
-    hundred thousand pages in a step of `base`, 2 % of the processors' time. (A step that is
+    hundred thousand pages in a step of `base`, 2 % of its processor time. (A step that is
     recorded allocates next to nothing.)
     """
     if sys.platform != "linux":
