@@ -4,9 +4,11 @@ One legend for the shapes at the ends of lines: B batch, T time (positions), C c
 H heads, D head size (C / H), V vocabulary, S positions to look back on (T, or those of a cache).
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +25,8 @@ KEYS_MULTIPLE = 64
 # for the 8 keys of `tiny`, a softmax then takes twelve times as long as one down columns that lie
 # side by side.
 VECTOR_BYTES = 64
+# What dropout draws from on a CPU; each thread has a value of its own.
+DROPOUT_GENERATOR = ContextVar("generator of dropout", default=torch.default_generator)
 # For how many positions random numbers are drawn at once; what a seed writes depends on it.
 NOISE_AT_ONCE = 16
 
@@ -141,17 +145,27 @@ def drop(x: Tensor, p: float) -> Tensor:
 
     On a CPU torch draws each of them by itself, which takes longer than all else in a step of
     `base`. Here, every mask is cut from a random place of a long one, drawn once for each seed and
-    length; in training, each step has a seed.
+    length; in training, each part of a step has a seed.
     """
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
-    places = 2**16 + x.numel() // 8
-    start = int(torch.randint(places, ()))
-    mask = long_mask(torch.initial_seed(), x.numel() + places, p, x.dtype)
+    generator, places = DROPOUT_GENERATOR.get(), 2**16 + x.numel() // 8
+    start = int(torch.randint(places, (), generator=generator))
+    mask = long_mask(generator.initial_seed(), x.numel() + places, p, x.dtype)
     return x * mask[start : start + x.numel()].view(x.shape)
 
 
-@functools.lru_cache(maxsize=4)
+@contextlib.contextmanager
+def dropout_from(generator: torch.Generator) -> Iterator[None]:
+    """On a CPU, let dropout in this thread draw from a generator other than torch's own."""
+    token = DROPOUT_GENERATOR.set(generator)
+    try:
+        yield
+    finally:
+        DROPOUT_GENERATOR.reset(token)
+
+
+@functools.lru_cache(maxsize=16)  # for four parts of a batch, with masks of four lengths
 def long_mask(seed: int, length: int, p: float, dtype: torch.dtype) -> Tensor:
     """Return random factors for dropout; a share p of them, to the nearest 1/256, is 0."""
     # A generator of its own, so that the result does not depend on what else was drawn.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config.hardware import DoesNotFitError, ran_out_of_memory
 from data import draw_starts, evenly_spaced, read_in_order, read_windows, step_seed
 from graphs import Recorded
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, dropout_from
 from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
 
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes more
@@ -98,6 +98,8 @@ def make_step(
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
     # norm and clipping are one operation each.
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
+    # So that what dropout draws does not depend on which part is the first to draw.
+    generators = [torch.Generator() for _ in range(n_parts)]
 
     def loss_and_gradient(inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = network(inputs)  # (B, T, V)
@@ -109,13 +111,16 @@ def make_step(
         # On a CPU, Python draws where dropout masks are cut: a recording would repeat that.
         return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
 
-    def write_gradient(gradient: list[Tensor], starts: Tensor) -> Tensor:
+    def write_gradient(
+        gradient: list[Tensor], generator: torch.Generator, starts: Tensor
+    ) -> Tensor:
         """Write the gradient of windows, weight by weight; return what they add to the loss."""
         loss = 0.0
         at_once = pieces.windows or usual // n_parts
         for i, piece in enumerate(starts.split(at_once)):
             inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
-            piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
+            with dropout_from(generator):
+                piece_loss, piece_gradient = loss_and_gradient(inputs, targets)
             write = torch._foreach_add_ if i else torch._foreach_copy_
             write(gradient, piece_gradient)
             loss = loss + piece_loss
@@ -140,7 +145,10 @@ def make_step(
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
         views = [parts_of(gradient, network_weights) for gradient in gradients]
-        return [recorded(partial(write_gradient, view)) for view in views]
+        return [
+            recorded(partial(write_gradient, view, generator))
+            for view, generator in zip(views, generators, strict=True)
+        ]
 
     parts = recorded_parts()
 
@@ -150,8 +158,11 @@ def make_step(
             pieces.windows = windows
             parts[:] = recorded_parts()  # those of before read more windows at once
         if model.config.dropout:
-            # Dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
-            torch.manual_seed(step_seed(seed, step))
+            if not on_cpu:
+                # There, dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
+                torch.manual_seed(step_seed(seed, step))
+            for part, generator in enumerate(generators):
+                generator.manual_seed(step_seed(seed, step, part))
         tasks = [
             partial(part, some)
             for part, some in zip(parts, starts.tensor_split(n_parts), strict=True)
@@ -202,8 +213,7 @@ def divide_among_threads(
     activations = batch_size * config.block_size * config.n_embd
     threads = max(1, min(torch.get_num_threads(), activations // THREAD_ACTIVATIONS))
     most = min(MOST_PARTS, piece_size(batch_size, config.block_size, device))
-    # Dropout draws from one generator, and so in one order.
-    if device.type != "cpu" or config.dropout:
+    if device.type != "cpu":
         most = 1
     n_parts = max(n for n in range(1, most + 1) if threads % n == 0)
     return n_parts, threads // n_parts

@@ -30,12 +30,12 @@ def fit_block_size(n_training: int, n_validation: int, block_size: int) -> int:
     return min(block_size, n_training // 2)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of what is random in one step, the dropout: 63 bits.
+def step_seed(seed: int, step: int, part: int = 0) -> int:
+    """Return the seed of what is random in one part of a step, the dropout: 63 bits.
 
-    torch's CPU generator looks at the lowest 32 bits only, so the two are hashed, not added.
+    torch's CPU generator looks at the lowest 32 bits only, so these are hashed, not added.
     """
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def draw_starts(length: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -21,6 +22,7 @@ from model import (
     causal_mask,
     draw,
     drop,
+    dropout_from,
     long_mask,
 )
 
@@ -252,6 +254,24 @@ def test_what_is_dropped_depends_on_the_seed_only_and_differs_from_place_to_plac
         pairs = list(itertools.combinations(several, 2))
         both = torch.cat([a & b for a, b in pairs]).float().mean().item()
         assert both == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / (n * len(several) / 2)) ** 0.5)
+
+
+def test_dropout_draws_from_the_generator_of_its_thread():
+    def dropped() -> Tensor:
+        return drop(torch.ones(1000), 0.5) == 0
+
+    def dropped_there() -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(dropped).result()
+
+    torch.manual_seed(1)
+    here, there = dropped(), dropped_there()
+    torch.manual_seed(1)
+    with dropout_from(torch.Generator().manual_seed(2)):
+        assert not torch.equal(dropped(), here)
+        # Another thread and what comes after draw as if nothing had been drawn here.
+        assert torch.equal(dropped_there(), here)
+    assert torch.equal(dropped(), there)
 
 
 def test_dropout_changes_training_only():
