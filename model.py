@@ -165,7 +165,7 @@ def dropout_from(generator: torch.Generator) -> Iterator[None]:
         DROPOUT_GENERATOR.reset(token)
 
 
-@functools.lru_cache(maxsize=16)  # for four parts of a batch, with masks of four lengths
+@functools.lru_cache(maxsize=8)  # four parts of a batch with two lengths each
 def long_mask(seed: int, length: int, p: float, dtype: torch.dtype) -> Tensor:
     """Return random factors for dropout; a share p of them, to the nearest 1/256, is 0."""
     # A generator of its own, so that the result does not depend on what else was drawn.
