@@ -175,6 +175,45 @@ def test_very_long_validation_part_is_read_in_part(monkeypatch):
 
 
 @pytest.mark.usefixtures("_two_threads")
+def test_evaluation_is_divided_between_threads():
+    torch.manual_seed(1)
+    model, ids = GPT(GPTConfig(64, 1, 2, 32), 65), torch.randint(65, (2 * 4096 + 100,))
+    with training.on_threads(1):
+        expected = training.character_losses(model, ids, torch.float32)
+    seen, all_at_once = set(), threading.Barrier(2, timeout=60)
+
+    def note_thread(_, arguments):
+        if len(arguments[0]) > 1:  # the last windows are no more than one at a time
+            all_at_once.wait()
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+
+    model.register_forward_pre_hook(note_thread)
+    losses = training.character_losses(model, ids, torch.float32)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    assert len(seen) == 2
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_evaluation_goes_on_in_one_part_once_memory_has_run_out():
+    torch.manual_seed(1)
+    model, ids = GPT(GPTConfig(64, 1, 2, 32), 65), torch.randint(65, (4096 + 1,))
+    expected = training.character_losses(model, ids, torch.float32)
+    sizes = []
+
+    def run_out_of_memory(_, arguments):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        sizes.append(len(arguments[0]))
+
+    model.register_forward_pre_hook(run_out_of_memory)
+    losses = training.character_losses(model, ids, torch.float32)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    assert sizes == [32, 32]
+
+
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(
     ("words", "n_parts", "threads_of_each"),
     [
