@@ -33,7 +33,7 @@ from config.hardware import Device, Precision, choose_device, choose_precision, 
 from data import STANDARD_INPUT, Text, TextConfig, Vocabulary, coverage, fit_block_size, read_text
 from model import GPT, GPTConfig
 from optimizer import Optimizer, OptimizerConfig, make_optimizers
-from training import make_step
+from training import divide_among_threads, make_step
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def assemble(
         start.vocabulary,
         model,
         start.average.to(device),
-        make_optimizers(model, optimizer_config, precision),
+        optimizers_for(model, config, optimizer_config, precision),
         optimizer_config,
         text_config,
         config,
@@ -436,6 +436,18 @@ def describe_text(text: Text) -> None:
             f"warning: {left_out} left out, being damaged or in an encoding that does not show, "
             f"such as {unknown[0]}: name it alone to see which it may be, then say --encoding"
         )
+
+
+def optimizers_for(
+    model: GPT, config: TrainConfig, optimizer_config: OptimizerConfig, precision: torch.dtype
+) -> list[Optimizer]:
+    """Return the optimizers that train a model: a Muon for each part of a batch.
+
+    The parts' threads move the weights side by side, too: on two cores, that takes 0.93 to 0.97 of
+    the time of a step of `mini`, `small` and `medium`.
+    """
+    n_parts, _ = divide_among_threads(config.batch_size, model.config, model.head.weight.device)
+    return make_optimizers(model, optimizer_config, precision, n_parts)
 
 
 def step_function(run: Run) -> Callable[[int, int], Tensor]:

@@ -40,7 +40,7 @@ from config.script import (
 from data import CATALOGUE, STANDARD_INPUT, baselines, evenly_spaced, survey
 from graphs import CALLS_BEFORE_RECORDING
 from model import SamplingConfig
-from optimizer import make_optimizers, schedule
+from optimizer import schedule
 from report import PLOTTING, curve
 from run import (
     SECTIONS,
@@ -48,6 +48,7 @@ from run import (
     TrainConfig,
     begin,
     evaluations_since_best,
+    optimizers_for,
     out_of_patience,
     refuse_to_overwrite,
     refuse_two_validation_parts,
@@ -182,7 +183,7 @@ class Pace:
 def rehearse(run: Run, thoroughly: bool) -> Pace:
     """Time training steps on a copy of the model, which is then thrown away."""
     model, average = copy.deepcopy(run.model), copy.deepcopy(run.average)
-    optimizers = make_optimizers(model, run.optimizer_config, run.precision)
+    optimizers = optimizers_for(model, run.config, run.optimizer_config, run.precision)
     # Two models need more memory than one, so what does not fit here may still fit later.
     progress = replace(run.progress)
     take_step = step_function(

@@ -66,30 +66,35 @@ def make_step(
     It is called with step and max_steps. What happens depends on the weights, the optimizers,
     the settings, (seed, step) and the number of threads, and on nothing else. The loss is NaN
     if the gradient is not finite. A batch is computed in parts, each by its own threads, and a part
-    in pieces, one after another. Where memory runs out, pieces are smaller from then on, and parts
-    no longer go side by side; DoesNotFitError says what would fit if not even one window does.
-    The average is brought into a vector: a function made for it earlier no longer updates it.
+    in pieces, one after another; the optimizers are divided between these threads, too. Where
+    memory runs out, pieces are smaller from then on, and parts no longer go side by side;
+    DoesNotFitError says what would fit if not even one window does. The average is brought into a
+    vector: a function made for it earlier no longer updates it.
     """
     on_cpu = ids.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
     # The optimizers keep the weights in vectors, and what belongs to them lies in the same order.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    weights = [group["weights"] for group in groups]
-    sizes = [len(vector) for vector in weights]
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in groups for parameter in group["params"]]
+    sizes = [len(group["weights"]) for group in groups]
 
     def parameters_of(network: GPT) -> list[nn.Parameter]:
         return [network.get_parameter(name) for name in order]
 
-    averaged = as_one_vector(parameters_of(average)).split(sizes)
+    def by_optimizer(vector: Tensor) -> list[list[Tensor]]:
+        part = iter(vector.split(sizes))
+        return [[next(part) for _ in optimizer.param_groups] for optimizer in optimizers]
+
+    weights = [[group["weights"] for group in of.param_groups] for of in optimizers]
+    averaged = by_optimizer(as_one_vector(parameters_of(average)))
     # Weights are kept and moved in float32. In a lower precision, a copy of them does the
     # arithmetic: that saves autocast's conversions, a tenth of a step of `small` on a CPU.
     network = model if precision == torch.float32 else copy.deepcopy(model).to(precision)
     network_weights = parameters_of(network)
     if network is not model:
-        copies = as_one_vector(network_weights).split(sizes)
+        copies = by_optimizer(as_one_vector(network_weights))
     block_size = model.config.block_size
     usual = piece_size(batch_size, block_size, ids.device)
     average_share = torch.zeros((), device=ids.device)
@@ -98,6 +103,7 @@ def make_step(
     # Each part of a batch has a gradient of its own: one long vector in float32, so that adding up,
     # norm and clipping are one operation each.
     gradients = [torch.zeros(sum(sizes), device=ids.device) for _ in range(n_parts)]
+    clipped = by_optimizer(gradients[0])
     # So that what dropout draws does not depend on which part is the first to draw.
     generators = [torch.Generator() for _ in range(n_parts)]
 
@@ -127,21 +133,27 @@ def make_step(
         return loss
 
     @recorded
-    def update_weights(loss: Tensor) -> Tensor:
-        """Update the weights by the sum of the gradients, and return the loss."""
-        total = gradients[0]
-        for gradient in gradients[1:]:
-            total += gradient
-        norm = total.norm()
-        total *= (config.grad_clip / (norm + 1e-6)).clamp(max=1)
-        gradient_of_group = iter(total.split(sizes))
-        for optimizer in optimizers:
-            optimizer.step([next(gradient_of_group) for _ in optimizer.param_groups])
-        update_average(averaged, weights, average_share)
-        if network is not model:
-            torch._foreach_copy_(copies, weights)
+    def clip_gradient(loss: Tensor) -> Tensor:
+        """Add up the gradients of the parts, in the first; clip the sum, and return the loss."""
+        first, *others = gradients
+        for gradient in others:
+            first += gradient
+        norm = first.norm()
+        first *= (config.grad_clip / (norm + 1e-6)).clamp(max=1)
         # What is added is 0, or NaN if the norm is not finite.
         return loss + 0 * norm
+
+    def update_weights(some: Sequence[int], loss: Tensor) -> Tensor:
+        """Let some optimizers move their weights, and move the average; return the loss."""
+        for i in some:
+            optimizers[i].step(clipped[i])
+            update_average(averaged[i], weights[i], average_share)
+            if network is not model:
+                torch._foreach_copy_(copies[i], weights[i])
+        return loss
+
+    shares = [range(i, len(optimizers), n_parts) for i in range(n_parts)]
+    updates = [recorded(partial(update_weights, share)) for share in shares if share]
 
     def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
         views = [parts_of(gradient, network_weights) for gradient in gradients]
@@ -167,9 +179,7 @@ def make_step(
             partial(part, some)
             for part, some in zip(parts, starts.tensor_split(n_parts), strict=True)
         ]
-        one_by_one = n_parts == 1 or pieces.windows
-        losses = [task() for task in tasks] if one_by_one else side_by_side(tasks, pool)
-        return sum(losses)
+        return sum([task() for task in tasks] if pieces.windows else side_by_side(tasks, pool))
 
     def take_step(step: int, max_steps: int) -> Tensor:
         set_schedule(optimizers, step, max_steps, config)
@@ -195,7 +205,9 @@ def make_step(
         if now < before:
             note = f"memory ran out: from here on {now} instead of {before} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
-        return update_weights(loss)
+        loss = clip_gradient(loss)
+        side_by_side([partial(update, loss) for update in updates], pool)
+        return loss
 
     # What the pool does not do has no more threads than that, either.
     return on_threads(n_parts * threads)(take_step) if on_cpu else take_step
@@ -220,7 +232,12 @@ def divide_among_threads(
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]], pool: ThreadPoolExecutor) -> list[Result]:
-    """Return the results of tasks that a pool carries out; all are over if one of them fails."""
+    """Return the results of tasks that a pool carries out; all are over if one of them fails.
+
+    A single task is carried out in this thread.
+    """
+    if len(tasks) == 1:
+        return [tasks[0]()]
     futures = [pool.submit(task) for task in tasks]
     wait(futures)
     try:
@@ -352,9 +369,8 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
             size = batch_size // n_parts if batch_size == usual else batch_size
             parts = zip(inputs.split(size), targets.split(size), strict=True)
             tasks = [partial(losses_of, *part) for part in parts]
-            results = side_by_side(tasks, pool) if len(tasks) > 1 else [tasks[0]()]
             n = targets.numel()
-            losses[n_read : n_read + n] = torch.cat(results)
+            losses[n_read : n_read + n] = torch.cat(side_by_side(tasks, pool))
             n_read += n
         return losses
 

@@ -71,6 +71,19 @@ def test_every_parameter_is_moved_by_one_optimizer(name):
     assert set(decaying) & in_blocks == (in_blocks if name == "adamw" else set())
 
 
+def test_matrices_are_divided_equally_between_several_muons():
+    model = small_model()
+    *muons, adamw = make_optimizers(model, OptimizerConfig(), torch.float32, n_muons=2)
+    groups = [group for optimizer in (*muons, adamw) for group in optimizer.param_groups]
+    moved = [parameter for group in groups for parameter in group["params"]]
+    assert len(moved) == len(set(moved)) == len(list(model.parameters()))
+    first, second = (len(muon.param_groups[0]["weights"]) for muon in muons)
+    assert first == second == sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2) / 2
+    matrices = sum(p.dim() == 2 for p in model.blocks.parameters())
+    as_many = make_optimizers(model, OptimizerConfig(), torch.float32, n_muons=matrices + 1)
+    assert len(as_many) == matrices + 1  # and AdamW is one of them
+
+
 def test_projections_to_q_k_and_v_are_three_matrices():
     model = small_model()
     muon, _ = make_optimizers(model, OptimizerConfig(), torch.float32)

@@ -27,7 +27,7 @@ from checkpoint import optimizer_tensors
 from data import draw_starts, read_windows
 from data.batches import STRETCH
 from model import GPT, GPTConfig
-from optimizer import as_one_vector
+from optimizer import as_one_vector, make_optimizers
 
 
 @pytest.mark.usefixtures("_two_threads")
@@ -96,6 +96,26 @@ def test_gradients_averages_and_copies_are_those_of_their_weights(book, dtype, o
                 if (mean := tensors.get(f"{name}.exp_avg")) is not None:
                     gradient = parameter.grad.float()
                     torch.testing.assert_close(10 * mean, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_optimizers_divided_between_threads_do_what_undivided_ones_do(book, monkeypatch):
+    monkeypatch.setattr(training, "THREAD_ACTIVATIONS", 1)
+    words = [book, *SMALL, "--dtype", "float32"]
+    divided, undivided = (train.begin(*train.command_line().parse(words)) for _ in range(2))
+    undivided.optimizers = make_optimizers(
+        undivided.model, undivided.optimizer_config, undivided.precision
+    )
+    assert [len(run.optimizers) for run in (divided, undivided)] == [3, 2]
+    tensors = []
+    for run in (divided, undivided):
+        take_step = train.step_function(run)
+        for step in range(6):
+            take_step(step, 6)
+        averages = {f"average.{name}": x for name, x in run.average.state_dict().items()}
+        state = optimizer_tensors(run.model, run.optimizers)
+        tensors.append(run.model.state_dict() | averages | state)
+    torch.testing.assert_close(*tensors, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
