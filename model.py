@@ -145,7 +145,7 @@ def drop(x: Tensor, p: float) -> Tensor:
 
     On a CPU torch draws each of them by itself, which takes longer than all else in a step of
     `base`. Here, every mask is cut from a random place of a long one, drawn once for each seed and
-    length; in training, each part of a step has a seed.
+    length; in training, each part of a step has a seed, and the masks of earlier steps are dropped.
     """
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
@@ -165,7 +165,7 @@ def dropout_from(generator: torch.Generator) -> Iterator[None]:
         DROPOUT_GENERATOR.reset(token)
 
 
-@functools.lru_cache(maxsize=8)  # four parts of a batch with two lengths each
+@functools.lru_cache(maxsize=16)  # four parts of a batch with four lengths each
 def long_mask(seed: int, length: int, p: float, dtype: torch.dtype) -> Tensor:
     """Return random factors for dropout; a share p of them, to the nearest 1/256, is 0."""
     # A generator of its own, so that the result does not depend on what else was drawn.

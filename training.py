@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config.hardware import DoesNotFitError, ran_out_of_memory
 from data import draw_starts, evenly_spaced, read_in_order, read_windows, step_seed
 from graphs import Recorded
-from model import GPT, GPTConfig, dropout_from
+from model import GPT, GPTConfig, dropout_from, long_mask
 from optimizer import Optimizer, OptimizerConfig, as_one_vector, parts_of, set_schedule
 
 # How many characters go through the model at once on a CPU: a whole batch of `base` takes more
@@ -67,7 +67,7 @@ def make_step(
     the settings, (seed, step) and the number of threads, and on nothing else. The loss is NaN
     if the gradient is not finite. A batch is computed in parts, each by its own threads, and a part
     in pieces, one after another; the optimizers are divided between these threads, too. Where
-    memory runs out, pieces are smaller from then on, and parts no longer go side by side;
+    memory runs out, pieces are smaller from then on, and only optimizers still go side by side;
     DoesNotFitError says what would fit if not even one window does. The average is brought into a
     vector: a function made for it earlier no longer updates it.
     """
@@ -113,16 +113,12 @@ def make_step(
         loss = total / (batch_size * block_size)
         return loss.detach(), torch.autograd.grad(loss, network_weights)
 
-    def recorded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        # On a CPU, Python draws where dropout masks are cut: a recording would repeat that.
-        return function if on_cpu and model.config.dropout else Recorded(function, ids.device)
-
     def write_gradient(
         gradient: list[Tensor], generator: torch.Generator, starts: Tensor
     ) -> Tensor:
         """Write the gradient of windows, weight by weight; return what they add to the loss."""
         loss = 0.0
-        at_once = pieces.windows or usual // n_parts
+        at_once = pieces.windows or math.ceil(usual / n_parts)
         for i, piece in enumerate(starts.split(at_once)):
             inputs, targets = read_windows(ids, piece, block_size)  # (B, T) each
             with dropout_from(generator):
@@ -132,7 +128,6 @@ def make_step(
             loss = loss + piece_loss
         return loss
 
-    @recorded
     def clip_gradient(loss: Tensor) -> Tensor:
         """Add up the gradients of the parts, in the first; clip the sum, and return the loss."""
         first, *others = gradients
@@ -143,9 +138,9 @@ def make_step(
         # What is added is 0, or NaN if the norm is not finite.
         return loss + 0 * norm
 
-    def update_weights(some: Sequence[int], loss: Tensor) -> Tensor:
+    def update_weights(indices: Sequence[int], loss: Tensor) -> Tensor:
         """Let some optimizers move their weights, and move the average; return the loss."""
-        for i in some:
+        for i in indices:
             optimizers[i].step(clipped[i])
             update_average(averaged[i], weights[i], average_share)
             if network is not model:
@@ -153,26 +148,31 @@ def make_step(
         return loss
 
     shares = [range(i, len(optimizers), n_parts) for i in range(n_parts)]
-    updates = [recorded(partial(update_weights, share)) for share in shares if share]
+    clip = Recorded(clip_gradient, ids.device)
+    updates = [Recorded(partial(update_weights, share), ids.device) for share in shares if share]
 
-    def recorded_parts() -> list[Callable[[Tensor], Tensor]]:
-        views = [parts_of(gradient, network_weights) for gradient in gradients]
-        return [
-            recorded(partial(write_gradient, view, generator))
-            for view, generator in zip(views, generators, strict=True)
+    def make_parts() -> list[Callable[[Tensor], Tensor]]:
+        functions = [
+            partial(write_gradient, parts_of(gradient, network_weights), generator)
+            for gradient, generator in zip(gradients, generators, strict=True)
         ]
+        if on_cpu and model.config.dropout:
+            # Python draws where masks are cut: a recording would repeat that.
+            return functions
+        return [Recorded(function, ids.device) for function in functions]
 
-    parts = recorded_parts()
+    parts = make_parts()
 
     def compute_gradients(step: int, starts: Tensor, windows: int) -> Tensor:
         """Compute the parts of a batch, `windows` windows at once, and return the loss."""
         if windows < (pieces.windows or usual):
             pieces.windows = windows
-            parts[:] = recorded_parts()  # those of before read more windows at once
+            parts[:] = make_parts()  # those of before read more windows at once
         if model.config.dropout:
             if not on_cpu:
-                # There, dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
+                # A GPU's dropout draws from torch's own generator. (Seeding it takes 0.2 ms.)
                 torch.manual_seed(step_seed(seed, step))
+            long_mask.cache_clear()
             for part, generator in enumerate(generators):
                 generator.manual_seed(step_seed(seed, step, part))
         tasks = [
@@ -205,9 +205,8 @@ def make_step(
         if now < before:
             note = f"memory ran out: from here on {now} instead of {before} windows"
             tqdm.write(f"{note} go through the model at once", file=sys.stderr)
-        loss = clip_gradient(loss)
-        side_by_side([partial(update, loss) for update in updates], pool)
-        return loss
+        loss = clip(loss)
+        return side_by_side([partial(update, loss) for update in updates], pool)[0]
 
     # What the pool does not do has no more threads than that, either.
     return on_threads(n_parts * threads)(take_step) if on_cpu else take_step
@@ -219,7 +218,7 @@ def divide_among_threads(
     """Return into how many parts a batch is divided, and how many threads compute each of them.
 
     Threads that share every operation wait for each other hundreds of times in a step. Where each
-    has a part of the batch instead, they do so once: on two cores, a step of `mini` takes 0.9 of
+    has a part of the batch instead, they do so twice: on two cores, a step of `mini` takes 0.9 of
     the time, and 0.8 beside a busy program.
     """
     activations = batch_size * config.block_size * config.n_embd
@@ -238,9 +237,12 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], pool: ThreadPoolExecutor
     """
     if len(tasks) == 1:
         return [tasks[0]()]
-    futures = [pool.submit(task) for task in tasks]
-    wait(futures)
+    futures: list[Future[Result]] = []
     try:
+        try:
+            futures.extend(map(pool.submit, tasks))
+        finally:
+            wait(futures)  # also if there was no room for another thread
         return list(map(Future.result, futures))
     finally:
         # An error and its future hold each other, and all that was allocated when it happened.
@@ -269,17 +271,20 @@ def keep_freed_memory() -> None:
 
     By default, glibc gives large blocks back to the system and gets them anew, page by page: a
     hundred thousand pages in a step of `base`, 2 % of its processor time. (A step that is
-    recorded allocates next to nothing.)
+    recorded allocates next to nothing.) Threads other than the first keep it in heaps of at most
+    64 MB, and give back a whole one unless the one before has no room left for M_TOP_PAD:
+    evaluating `small` on 6,000 different characters would take 1.2 times as long.
     """
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return  # not glibc
-    trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
     # Older versions of glibc take no more than 32 MB for the second one.
     if libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25):
         libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**26)
 
 
 def set_own_threads(n: int) -> None:
@@ -359,14 +364,16 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
     def losses_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
             logits = model(inputs).float()  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # (B * T)
+        return F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none"
+        )  # (B * T,)
 
     def read(batch_size: int) -> Tensor:
         # Allocated first: results kept of each batch would lie between pieces of memory that the
         # next one could use. With 6,000 different characters, `medium` took 5.4 GB here, not 0.8.
         losses, n_read = torch.empty(len(ids) - 1, device=ids.device), 0
         for inputs, targets in read_in_order(ids, block_size, batch_size):
-            size = batch_size // n_parts if batch_size == usual else batch_size
+            size = math.ceil(usual / n_parts) if batch_size == usual else batch_size
             parts = zip(inputs.split(size), targets.split(size), strict=True)
             tasks = [partial(losses_of, *part) for part in parts]
             n = targets.numel()

@@ -112,8 +112,12 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     )
 
 
-# What torch says on Linux, macOS and Windows, CUDA's libraries, and what no address can reach.
-NO_MEMORY = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED|Storage size"
+# What torch says on Linux, macOS and Windows, CUDA's libraries, what no address can reach, and
+# Python where there is no room for a thread.
+NO_MEMORY = (
+    "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED|Storage size|"
+    "can't start new thread"
+)
 
 
 class DoesNotFitError(MemoryError):

@@ -13,6 +13,7 @@ from config.hardware import DoesNotFitError, ran_out_of_memory
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
@@ -33,7 +34,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     except SystemExit as stopped:
         code = stopped.code
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         code = 141
     for stream in (sys.stdout, sys.stderr):
@@ -44,6 +45,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
             # can be said. Trying again at the very end, Python would change an exit code to 120.
             if code:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == INTERRUPTED:
+        # Other threads may still compute parts of a batch, and sys.exit would wait for them.
+        os._exit(code)
     sys.exit(code)
 
 

@@ -280,6 +280,28 @@ run_script(main)
 """
 
 
+INTERRUPTED = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from config.script import run_script
+
+def main():
+    ThreadPoolExecutor(1).submit(Event().wait)
+    print("computing")
+    raise KeyboardInterrupt
+
+run_script(main)
+"""
+
+
+def test_script_that_is_interrupted_does_not_wait_for_threads():
+    command = [sys.executable, "-c", INTERRUPTED]
+    folder = Path(train.__file__).parent
+    ended = subprocess.run(command, cwd=folder, timeout=60, stdout=subprocess.PIPE)
+    assert ended.returncode == 130
+    assert ended.stdout == b"computing\n"
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_script_that_is_ended_leaves_nothing_half_written(name):
     number = getattr(signal, name)
