@@ -274,7 +274,7 @@ def keep_freed_memory() -> None:
     recorded allocates next to nothing.) Threads other than the first keep it in heaps of at most
     64 MB, and give back a whole one unless the one before has no room left for M_TOP_PAD:
     evaluating `small` on 6,000 different characters would take 1.2 times as long. Where each has
-    heaps of its own, that evaluation takes up to 500 MB more.
+    heaps of its own, such evaluations take up to 500 MB more.
     """
     if sys.platform != "linux":
         return
