@@ -367,9 +367,8 @@ def character_losses(model: GPT, ids: Tensor, precision: torch.dtype) -> Tensor:
     def losses_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, precision, enabled=precision != torch.float32):
             logits = model(inputs).float()  # (B, T, V)
-        return F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="none"
-        )  # (B * T,)
+        flat = logits.flatten(0, 1), targets.flatten()
+        return F.cross_entropy(*flat, reduction="none")  # (B * T,)
 
     def read(batch_size: int) -> Tensor:
         # Allocated first: results kept of each batch would lie between pieces of memory that the
