@@ -6,6 +6,7 @@ import torch
 from checkpoint import optimizer_tensors
 from model import GPT, GPTConfig
 from optimizer import (
+    NEWTON_SCHULZ,
     Muon,
     OptimizerConfig,
     make_optimizers,
@@ -141,6 +142,19 @@ def test_orthogonalized_matrix_keeps_its_directions_and_evens_out_their_lengths(
     torch.testing.assert_close(core, values.diag(), rtol=0, atol=rounding)
     assert (values > 0.6).all()
     assert (values < 1.3).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 11), (6, 12), (24, 6)])
+def test_singular_values_go_through_one_polynomial_after_another(shape):
+    torch.manual_seed(1)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    U, values, V = torch.linalg.svd(matrix, full_matrices=False)
+    values /= values.norm()
+    for a, b, c in NEWTON_SCHULZ:
+        values = a * values + b * values**3 + c * values**5
+    ((result,),) = orthogonalize([matrix[None]])
+    # What keeps a matrix of zeros from being divided by zero changes others by 1e-7.
+    torch.testing.assert_close(result, U @ values.diag() @ V, rtol=0, atol=1e-6)
 
 
 def test_all_but_tiny_singular_values_become_about_one():
