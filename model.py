@@ -112,8 +112,11 @@ def attention(
     """
     B, H, T, D = query.shape
     S = key.size(2)
-    if query.is_cuda:
-        # A GPU's fused kernels never store the scores. (The CPU's kernel is slower than this.)
+    in_rows = S * query.element_size() >= VECTOR_BYTES
+    simple = mask is None and dropout == 0 and query.dtype != torch.bfloat16
+    if query.is_cuda or (query.device.type == "cpu" and in_rows and simple):
+        # Fused kernels never store the scores. With the CPU's, an evaluation takes 0.9 of the time,
+        # training 0.8 of the memory. (In bfloat16, its gradient takes six times as long as this.)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )
@@ -122,7 +125,7 @@ def attention(
     # One product for all heads also scales and adds the mask, which saves two passes over scores.
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, T or S, D)
     scale = 1 / math.sqrt(D)
-    if S * query.element_size() >= VECTOR_BYTES:
+    if in_rows:
         scores = torch.baddbmm(mask.expand(B * H, T, S), query, key.mT, alpha=scale)
         weights = scores.softmax(dim=2)  # (B * H, T, S)
     else:
