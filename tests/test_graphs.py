@@ -18,6 +18,8 @@ from graphs import CALLS_BEFORE_RECORDING, Recorded
     ("words", "pieces"),
     [
         (["--dtype", "float32"], 1),
+        # Long enough a context for torch's fused attention.
+        (["--block_size", "32", "--dtype", "float32"], 1),
         (["--dtype", "bfloat16", "--muon_weight_decay", "0.1"], 1),
         # Two of each of two parts, which threads share.
         (["--batch_size", "600", "--dtype", "float32"], 4),

@@ -65,7 +65,7 @@ def test_sizes_are_the_published_ones(shape, published):
 
 
 @pytest.mark.parametrize("positions", [None, [4, 5], [0, 3, 1]])
-@pytest.mark.parametrize("S", [6, VECTOR_BYTES // 8])  # in columns, and in rows
+@pytest.mark.parametrize("S", [6, VECTOR_BYTES // 8])  # in columns, and in rows or fused
 def test_attention_is_the_formula_written_out(S, positions):
     torch.manual_seed(1)
     B, H, D = 2, 3, 5
@@ -83,13 +83,15 @@ def test_attention_is_the_formula_written_out(S, positions):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_columns_and_rows_of_scores_have_the_same_gradients(monkeypatch, dropout):
+@pytest.mark.parametrize("masked", [False, True])  # without mask and dropout, attention is fused
+def test_all_forms_of_attention_have_the_same_gradients(monkeypatch, dropout, masked):
+    mask = causal_mask(8, torch.float64, torch.device("cpu")) if masked else None
     results = []
-    for fewest in (0, 9 * 8):
+    for fewest in (0, 9 * 8):  # in rows or fused, and in columns
         monkeypatch.setattr("model.VECTOR_BYTES", fewest)
         torch.manual_seed(1)
         inputs = [torch.randn(2, 3, 8, 5).double().requires_grad_() for _ in range(3)]
-        result = attention(*inputs, dropout=dropout)
+        result = attention(*inputs, mask, dropout)
         results.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
     torch.testing.assert_close(*results)
 

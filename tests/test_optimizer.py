@@ -153,7 +153,7 @@ def test_singular_values_go_through_one_polynomial_after_another(shape):
     for a, b, c in NEWTON_SCHULZ:
         values = a * values + b * values**3 + c * values**5
     ((result,),) = orthogonalize([matrix[None]])
-    # What keeps a matrix of zeros from being divided by zero changes others by 1e-7.
+    # What keeps a matrix of zeros from being divided by zero changes others a little, too.
     torch.testing.assert_close(result, U @ values.diag() @ V, rtol=0, atol=1e-6)
 
 
