@@ -6,11 +6,13 @@ import pytest
 import torch
 from conftest import SMALL
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphs
 import train
 import training
 from graphs import CALLS_BEFORE_RECORDING, Recorded
+from optimizer import make_optimizers
 
 
 @pytest.mark.usefixtures("_two_threads")
@@ -60,6 +62,34 @@ def test_recorded_step_tells_of_gradients_that_are_not_finite(book):
 def test_step_with_dropout_is_not_recorded_on_a_cpu(book):
     _, _, calls = twelve_steps([book, *SMALL, "--dropout", "0.1"])
     assert calls == 12
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations that mix devices, which torch allows where one of them is of a number."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert len({tensor.device for tensor in graphs._tensors((args, kwargs))}) <= 1, operation
+        if operation is torch.ops.aten._fused_adamw_.tensor_lr:
+            return None  # the `meta` device does not know it
+        return operation(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "words", [["--dropout", "0.1"], ["--optimizer", "adamw"], ["--dtype", "bfloat16"]]
+)
+def test_step_on_another_device_looks_at_no_number_and_takes_nothing_from_the_cpu(book, words):
+    # On torch's `meta` device there are shapes only, so a number cannot be looked at. A GPU that
+    # records refuses that, too; but a number taken from the CPU would be the same ever after.
+    run = train.begin(*train.command_line().parse([book, *SMALL, *words]))
+    model, average = run.model.to("meta"), run.average.to("meta")
+    optimizers = make_optimizers(model, run.optimizer_config, run.precision)
+    ids = run.training_ids.to("meta")
+    take_step = training.make_step(
+        model, average, optimizers, run.optimizer_config, ids, 8, 1, run.precision, run.progress
+    )
+    with OneDevice():
+        assert all(take_step(step, 12).is_meta for step in range(2))
 
 
 def test_recorded_function_computes_with_what_its_tensors_hold_then():
