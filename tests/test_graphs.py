@@ -65,31 +65,48 @@ def test_step_with_dropout_is_not_recorded_on_a_cpu(book):
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operations that mix devices, which torch allows where one of them is of a number."""
+    """Refuses an operation on two devices; torch allows it if one of them has a single number."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or else it would import the compiler
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert len({tensor.device for tensor in graphs._tensors((args, kwargs))}) <= 1, operation
-        if operation is torch.ops.aten._fused_adamw_.tensor_lr:
-            return None  # the `meta` device does not know it
-        return operation(*args, **kwargs)
+        # The `meta` device does not know the one with a rate in a tensor, which returns nothing.
+        known = operation is not torch.ops.aten._fused_adamw_.tensor_lr
+        result = operation(*args, **kwargs) if known else None
+        devices = {tensor.device for tensor in graphs._tensors((args, kwargs, result))}
+        assert len(devices) <= 1, operation
+        return result
 
 
 @pytest.mark.parametrize(
     "words", [["--dropout", "0.1"], ["--optimizer", "adamw"], ["--dtype", "bfloat16"]]
 )
-def test_step_on_another_device_looks_at_no_number_and_takes_nothing_from_the_cpu(book, words):
-    # On torch's `meta` device there are shapes only, so a number cannot be looked at. A GPU that
-    # records refuses that, too; but a number taken from the CPU would be the same ever after.
+def test_what_a_gpu_records_of_a_step_looks_at_no_number_and_takes_none_from_the_cpu(
+    book, monkeypatch, words
+):
+    # On torch's `meta` device there are shapes only, so to look at a number is an error, as it is
+    # on a GPU that records. A number from the CPU would be accepted there, and repeated ever after.
+    calls = []
+
+    def recorded(function, device: torch.device):
+        def call(argument: Tensor) -> Tensor:
+            calls.append(function)
+            with OneDevice():
+                return function(argument)
+
+        return call
+
+    monkeypatch.setattr(training, "Recorded", recorded)
     run = train.begin(*train.command_line().parse([book, *SMALL, *words]))
-    model, average = run.model.to("meta"), run.average.to("meta")
-    optimizers = make_optimizers(model, run.optimizer_config, run.precision)
-    ids = run.training_ids.to("meta")
-    take_step = training.make_step(
-        model, average, optimizers, run.optimizer_config, ids, 8, 1, run.precision, run.progress
-    )
-    with OneDevice():
-        assert all(take_step(step, 12).is_meta for step in range(2))
+    run.model.to("meta")
+    run.average.to("meta")
+    run.optimizers = make_optimizers(run.model, run.optimizer_config, run.precision)
+    run.training_ids = run.training_ids.to("meta")
+    assert train.step_function(run)(0, 12).is_meta
+    assert len(calls) == 3  # gradient, clipping, and what the optimizers do
 
 
 def test_recorded_function_computes_with_what_its_tensors_hold_then():
