@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         until_the_end.enter_context(bad_input_exits("compare.py"))
         arguments, flags = command_line().parse(argv)
         refuse_contradictions(flags)
+        for preset in arguments.presets:
+            refuse_unknown(preset)
         _, text_config, train_config, _ = build_all_but_model(SECTIONS, flags)
         device, _ = choose_device(train_config.device)
         text = read_text(arguments.texts, text_config)
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_folder_in_text(folder, [*arguments.texts, *filter(None, [text_config.val_text])])
         jobs: dict[str, list[Job]] = {}
         for preset in arguments.presets:
-            if preset in PRESETS or preset.endswith(".toml"):
+            if is_preset(preset):
                 planned = plan(preset, folder, arguments.texts, text, vocabulary, flags)
             else:
                 planned = [given_run(preset, text, vocabulary, text_config)]
@@ -220,6 +222,23 @@ def refuse_contradictions(flags: Values) -> None:
             )
 
 
+def refuse_unknown(preset: str) -> None:
+    """Raise ValueError or FileNotFoundError for what is neither a preset nor a run."""
+    if preset == "auto":
+        raise ValueError(f"auto stands for one of the presets; name some of {', '.join(PRESETS)}")
+    if is_preset(preset) or (len(Path(preset).parts) == 1 and not Path(preset).exists()):
+        load_preset(preset, RUN_SECTIONS)  # it says which there are
+    elif Path(preset).is_file():
+        raise ValueError(f"{preset} is a file; texts come before --presets, and runs are folders")
+    else:
+        find_run(preset)
+
+
+def is_preset(word: str) -> bool:
+    """Tell whether a word names a preset or its file, and not a run."""
+    return word in PRESETS or word.endswith(".toml")
+
+
 def refuse_folder_in_text(folder: Path, texts: Sequence[str]) -> None:
     """Raise ValueError if a folder lies in that of a text, of which it would become a part."""
     inside, out = folder.resolve(), OUT.resolve()
@@ -299,12 +318,6 @@ def plan(
 
 def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextConfig) -> Job:
     """Return the run in a folder, which is to be measured as it is."""
-    if path == "auto":
-        raise ValueError(f"auto stands for one of the presets; name some of {', '.join(PRESETS)}")
-    if Path(path).is_file():
-        raise ValueError(f"{path} is a file; texts come before --presets, and runs are folders")
-    if not Path(path).exists() and len(Path(path).parts) == 1:
-        load_preset(path, RUN_SECTIONS)  # it says which there are
     run = find_run(path)
     advice = "only runs on the same text and split can be compared"
     saved = check_run(run, text, vocabulary, {"text": text_config}, advice)

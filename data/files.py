@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from config import suggest
 from data.catalogue import CATALOGUE, TEXTS, fetch
 from data.encoding import OTHER_FORMATS, UTF8, DamagedError, decode, detect_encoding
 
@@ -152,7 +153,8 @@ def _held(path: str) -> str | bytes:
             raise ValueError("standard input is closed; name a text file instead of -")
         return sys.stdin.buffer.read()
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file or folder {path!r}")
+        known = [*CATALOGUE, *map(str, Path(path).parent.glob("*"))]
+        raise FileNotFoundError(f"there is no file or folder {path!r}{suggest(path, known)}")
     if os.path.isfile(path):
         return path
     if not Path(path).is_fifo():
