@@ -61,7 +61,7 @@ class SettingsParser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             known = {flag.lstrip("-"): flag for flag in self._option_string_actions}
-            guess = suggest(word.lstrip("-"), known, "--") if word.startswith("-") else ""
+            guess = _suggest(word.lstrip("-"), known, "--") if word.startswith("-") else ""
             raise ValueError(f"there is no use for {word!r}{guess or '; see --help'}")
         given = vars(arguments)
         flags = {
@@ -96,7 +96,7 @@ def load_preset(preset: str, sections: Sections) -> Values:
         path = Path(preset)
     else:
         raise ValueError(
-            f"there is no preset {preset!r}{suggest(preset, PRESETS)}; "
+            f"there is no preset {preset!r}{_suggest(preset, PRESETS)}; "
             f"choose from {', '.join(PRESETS)}, or give the path of a .toml file"
         )
     try:
@@ -126,7 +126,7 @@ def build(sections: Sections, *layers: Values) -> list[Any]:
                     if name in (field.name for field in fields(settings)):
                         raise ValueError(f"the key {name!r} belongs below [{section}]")
                 raise ValueError(
-                    f"there is no section [{name}]{suggest(name, sections)}; "
+                    f"there is no section [{name}]{_suggest(name, sections)}; "
                     f"there are {', '.join(f'[{known}]' for known in sections)}"
                 )
             if not isinstance(values, Mapping):
@@ -153,7 +153,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
 def _checked(section: type, key: str, value: Any, where: str = "") -> Any:
     """Return a value in the type of its field, or say what it should be."""
     if key not in (names := [field.name for field in fields(section)]):
-        raise ValueError(f"{where}has no key {key!r}{suggest(key, names)}")
+        raise ValueError(f"{where}has no key {key!r}{_suggest(key, names)}")
     kind, may_be_none, _ = _declaration(section, key)
     if value is None and may_be_none:
         return None
@@ -182,8 +182,6 @@ def _from_word(section: type, key: str, word: str) -> Any:
     return _checked(section, key, value)
 
 
-def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return the known word that was probably meant, as an addition to a sentence, or nothing."""
-    written = {one.lower(): one for one in known}
-    nearest = difflib.get_close_matches(word.lower(), written, n=1)
-    return f" (did you mean {prefix}{written[nearest[0]]}?)" if nearest else ""
+def _suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""

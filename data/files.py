@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import difflib
 import fnmatch
 import functools
 import gzip
@@ -18,7 +19,6 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from config import suggest
 from data.catalogue import CATALOGUE, TEXTS, fetch
 from data.encoding import OTHER_FORMATS, UTF8, DamagedError, decode, detect_encoding
 
@@ -154,7 +154,9 @@ def _held(path: str) -> str | bytes:
         return sys.stdin.buffer.read()
     if not os.path.exists(path):
         known = [*CATALOGUE, *map(str, Path(path).parent.glob("*"))]
-        raise FileNotFoundError(f"there is no file or folder {path!r}{suggest(path, known)}")
+        nearest = difflib.get_close_matches(path, known, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise FileNotFoundError(f"there is no file or folder {path!r}{hint}")
     if os.path.isfile(path):
         return path
     if not Path(path).is_fifo():
