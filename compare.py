@@ -227,7 +227,7 @@ def refuse_unknown(preset: str) -> None:
     if preset == "auto":
         raise ValueError(f"auto stands for one of the presets; name some of {', '.join(PRESETS)}")
     if is_preset(preset) or (len(Path(preset).parts) == 1 and not Path(preset).exists()):
-        load_preset(preset, RUN_SECTIONS)  # it says which there are
+        load_preset(preset, RUN_SECTIONS)  # it says what is wrong, and which there are
     elif Path(preset).is_file():
         raise ValueError(f"{preset} is a file; texts come before --presets, and runs are folders")
     else:
@@ -318,7 +318,7 @@ def plan(
 
 def given_run(path: str, text: Text, vocabulary: Vocabulary, text_config: TextConfig) -> Job:
     """Return the run in a folder, which is to be measured as it is."""
-    run = find_run(path)
+    run = Path(path)
     advice = "only runs on the same text and split can be compared"
     saved = check_run(run, text, vocabulary, {"text": text_config}, advice)
     if not (run / BEST).is_file() or load_checkpoint(run / BEST).progress.step == 0:

@@ -153,10 +153,7 @@ def _held(path: str) -> str | bytes:
             raise ValueError("standard input is closed; name a text file instead of -")
         return sys.stdin.buffer.read()
     if not os.path.exists(path):
-        known = [*CATALOGUE, *map(str, Path(path).parent.glob("*"))]
-        nearest = difflib.get_close_matches(path, known, n=1)
-        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise FileNotFoundError(f"there is no file or folder {path!r}{hint}")
+        raise FileNotFoundError(f"there is no file or folder {path!r}{_similar(path)}")
     if os.path.isfile(path):
         return path
     if not Path(path).is_fifo():
@@ -166,6 +163,17 @@ def _held(path: str) -> str | bytes:
     os.set_blocking(descriptor, True)
     with open(descriptor, "rb") as pipe:
         return pipe.read()
+
+
+def _similar(path: str) -> str:
+    """Return the text that was probably meant, as an addition to a sentence, or nothing."""
+    folder, name = os.path.split(path)
+    known = set() if folder else set(CATALOGUE)
+    with contextlib.suppress(OSError, ValueError):
+        known |= set(os.listdir(folder or "."))
+    # By difflib's own cutoff, names would be alike that share no more than .txt.
+    nearest = difflib.get_close_matches(name, known - {name}, n=1, cutoff=0.75)
+    return f" (did you mean {os.path.join(folder, nearest[0])!r}?)" if nearest else ""
 
 
 def _encoding(file: str | bytes, encoding: str) -> str:

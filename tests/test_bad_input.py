@@ -28,10 +28,11 @@ import train
 TRAIN = [
     ("--val_text= book.txt", "there is no file or folder ''"),
     ("latins", "latin.txt is not in UTF-8 (byte 0xeb at position 2)"),
-    ("missing.txt", "there is no file or folder 'missing.txt'"),
+    ("missing.txt", "there is no file or folder 'missing.txt'\n"),
+    ("gone.txt", "there is no file or folder 'gone.txt'\n"),
     ("shakespere", "there is no file or folder 'shakespere' (did you mean 'shakespeare'?)"),
     ("bok.txt", "there is no file or folder 'bok.txt' (did you mean 'book.txt'?)"),
-    ("out/train", "there is no file or folder 'out/train' (did you mean 'out/trained'?)"),
+    ("latins/lati.txt", "no file or folder 'latins/lati.txt' (did you mean 'latins/latin.txt'?)"),
     ("empty.txt", "empty.txt is empty"),
     ("empty", "there is no text file in the folder empty"),
     ("pictures", "there is no text file in the folder pictures"),
@@ -145,6 +146,7 @@ def _inputs(trained):
     """Everything that the commands above name."""
     Path("percent.txt").write_text("%")
     Path("empty.txt").touch()
+    Path("gone.txt").symlink_to("nowhere")
     Path("empty").mkdir()
     Path("pictures").mkdir()
     Path("pictures/a.png").write_bytes(b"\x89PNG\0")

@@ -265,7 +265,7 @@ def test_flops_are_those_of_the_matrix_products():
         (["--presets"], "argument --presets: expected at least one argument"),
         ([], "the following arguments are required: --presets"),
         (["missing.txt", "--presets", "tiny"], "there is no file or folder 'missing.txt'"),
-        # A text may be long, so it is read last.
+        # A text may be long, so it is read after the presets are looked up.
         (["missing.txt", "--presets", "smal"], "no preset 'smal' (did you mean small?)"),
         (["missing.txt", "--presets", "out/missing"], "there is no run 'out/missing'"),
     ],
