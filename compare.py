@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         until_the_end.enter_context(bad_input_exits("compare.py"))
         arguments, flags = command_line().parse(argv)
         refuse_contradictions(flags)
+        if arguments.presets is None:
+            raise ValueError("it is not said what to compare; name some, as in --presets tiny mini")
         for preset in arguments.presets:
             refuse_unknown(preset)
         _, text_config, train_config, _ = build_all_but_model(SECTIONS, flags)
@@ -179,7 +181,8 @@ def announce(jobs: Sequence[Job]) -> None:
     minutes = sum(job.seconds or 0 for job in new) / 60
     time_needed = f" for {minutes:g} minutes in all" if minutes else ""
     begun = f"; {len(jobs) - len(new)} begun or finished" if len(new) < len(jobs) else ""
-    print(f"plan     {len(new)} runs to train{time_needed}{begun}; then all are measured")
+    runs = "1 run" if len(new) == 1 else f"{len(new)} runs"
+    print(f"plan     {runs} to train{time_needed}{begun}; then all are measured")
 
 
 def command_line() -> SettingsParser:
@@ -198,7 +201,6 @@ def command_line() -> SettingsParser:
         nargs="+",
         action="extend",
         metavar="PRESET",
-        required=True,
         help="tiny, mini, small, medium, base, paths of .toml files, or run folders on the same "
         "text, which are only measured",
     )
@@ -213,7 +215,7 @@ def refuse_contradictions(flags: Values) -> None:
     given = [*flags["train"], *flags["budget"]]
     budgets = [name for name in ("minutes", "chars", "flops") if name in given]
     if len(budgets) > 1:
-        raise ValueError(f"--{' and --'.join(budgets)} all say how long to train; give one")
+        raise ValueError(f"--{' and --'.join(budgets)} each say how long to train; give one")
     refuse_two_validation_parts(flags)
     for name in ("max_steps", "patience"):
         if name in given:

@@ -156,7 +156,7 @@ class Run:
 
 def begin(arguments: argparse.Namespace, flags: Values) -> Run:
     """Set up a new run, saying what was decided and why."""
-    preset, preset_reason = arguments.preset or "auto", "as asked"
+    preset, preset_reason = "auto" if arguments.preset is None else arguments.preset, "as asked"
     is_auto = preset == "auto"
     if is_auto:
         _, text_config, _ = build_all_but_model(SECTIONS, flags)

@@ -150,6 +150,8 @@ def folder_to_resume(arguments: argparse.Namespace) -> Path:
     if arguments.preset is not None or arguments.out is not None:
         raise ValueError("--resume goes on with a run as it is; leave out --preset and --out")
     run = find_run(arguments.resume)
+    if run.is_file() and run.name not in (BEST, LAST):
+        raise ValueError(f"{run} is no run; --resume takes the folder of one")
     return run.parent if run.is_file() else run
 
 
@@ -515,6 +517,8 @@ def farewell(run: Run, stop: StopRequest, start: int, seconds: float) -> int:
     elif not at_end:
         print(f"\nstopped early at step {step:,}: no gain since step {progress.best_step:,}")
     where = f": {run.folder / BEST}" if (run.folder / BEST).exists() else ""
+    if progress.best_step == 0 < step:
+        where = f", and not measured since; {run.folder / LAST} has step {step:,}"
     print(f"\nvalidation loss: {describe_best(progress)}{where}")
     since = f" since step {start:,}" if start else ""
     characters = (step - start) * characters_in_step(run)

@@ -168,12 +168,13 @@ def _held(path: str) -> str | bytes:
 def _similar(path: str) -> str:
     """Return the text that was probably meant, as an addition to a sentence, or nothing."""
     folder, name = os.path.split(path)
-    known = set() if folder else set(CATALOGUE)
+    known = [] if folder else list(CATALOGUE)
     with contextlib.suppress(OSError, ValueError):
-        known |= set(os.listdir(folder or "."))
+        known += os.listdir(folder or ".")
+    alike = {other.lower(): other for other in known if other != name}
     # By difflib's own cutoff, names would be alike that share no more than .txt.
-    nearest = difflib.get_close_matches(name, known - {name}, n=1, cutoff=0.75)
-    return f" (did you mean {os.path.join(folder, nearest[0])!r}?)" if nearest else ""
+    nearest = difflib.get_close_matches(name.lower(), alike, n=1, cutoff=0.75)
+    return f" (did you mean {os.path.join(folder, alike[nearest[0]])!r}?)" if nearest else ""
 
 
 def _encoding(file: str | bytes, encoding: str) -> str:

@@ -243,7 +243,7 @@ def test_flops_are_those_of_the_matrix_products():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--presets", "tiny", "--minutes", "1", "--chars", "5"], "--minutes and --chars all say"),
+        (["--presets", "tiny", "--minutes", "1", "--chars", "5"], "--minutes and --chars each say"),
         (["--presets", "tiny", "--max_steps", "5"], "--max_steps would give presets different"),
         (["--presets", "tiny", "--patience", "5"], "--patience would give presets different"),
         (["--presets", "smal"], "no preset 'smal' (did you mean small?); choose from tiny, mini"),
@@ -263,7 +263,8 @@ def test_flops_are_those_of_the_matrix_products():
         (["--presets", "tiny", "--seeds", "0"], "seeds is 0; it must be from 1 to 100"),
         (["--presets", "tiny", "--n_layer", "0"], "n_layer is 0; it must be at least 1"),
         (["--presets"], "argument --presets: expected at least one argument"),
-        ([], "the following arguments are required: --presets"),
+        ([], "it is not said what to compare; name some, as in --presets tiny mini"),
+        (["--preset", "tiny"], "no use for '--preset' (did you mean --presets?)"),
         (["missing.txt", "--presets", "tiny"], "there is no file or folder 'missing.txt'"),
         # A text may be long, so it is read after the presets are looked up.
         (["missing.txt", "--presets", "smal"], "no preset 'smal' (did you mean small?)"),

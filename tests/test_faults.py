@@ -199,6 +199,15 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on(book, undisturbed, at_st
     assert_same_runs(undisturbed, "out/faulty")
 
 
+def test_run_stopped_before_it_is_evaluated_again_does_not_praise_its_first_weights(
+    book, at_step, capsys
+):
+    at_step(9, lambda: signal.raise_signal(signal.SIGINT))
+    assert train.main(RUN) == 130
+    said = capsys.readouterr().out
+    assert f"at step 0, and not measured since; {Path('out/faulty', LAST)} has step 10\n" in said
+
+
 def test_run_is_saved_between_evaluations(book, undisturbed, at_step):
     def break_off() -> None:
         raise KeyboardInterrupt
